@@ -93,7 +93,7 @@ async def measure_publishes(model: Path, publishes: int) -> dict[str, float]:
                         parameter.mul_(1.001)
                 reports.append(await publisher.publish(version, transport, [engine]))
             directory = str(transport._store.path(publishes + 1))
-            [floors] = await engine._llm.collective_rpc(time_in_engine, args=(directory, publishes))
+            [floors] = await engine._process.llm.collective_rpc(time_in_engine, args=(directory, publishes))
         finally:
             await engine.shutdown()
     timed = reports[1:]  # the first publish warms up

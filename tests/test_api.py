@@ -14,19 +14,17 @@ import vz_ray
 from tests.distill.oracle_server import OracleServer
 from tests.learner.rank_worker import small_config, small_training_data
 from tests.learner.training_data import small_model
+from tests.needle.tiny_setup import make_train_tasks
 from tests.rewards.fake_endpoint import serve_endpoint
-from vz_ray.config.data import SynthConfig
 from vz_ray.config.distill import TeacherConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.data.episode_record import EpisodeRecord, append_records
 from vz_ray.data.sft_data import load_chat_format
-from vz_ray.data.task_file import read_tasks
 from vz_ray.env.events import ZoomRequested
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeStatus
 from vz_ray.learner.trainer import Trainer
-from vz_ray.needle.synthesis import synthesize
 from vz_ray.utils.errors import UserError
 
 MODEL = Path(__file__).resolve().parent.parent / "assets/tiny-base"
@@ -39,11 +37,8 @@ def episode() -> EpisodeConfig:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Task]:
-    folder = tmp_path_factory.mktemp("needle")
-    config = SynthConfig(directory=str(folder), train=1, sft=0, validation=0, test=0, shot_s=[4], workers=1)
-    return [
-        replace(task, question=f"({task.task_id}) {task.question}") for task in read_tasks(synthesize(config)["train"])
-    ]
+    tasks = make_train_tasks(tmp_path_factory.mktemp("needle"), 1, [4])
+    return [replace(task, question=f"({task.task_id}) {task.question}") for task in tasks]
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.distill.oracle_server import OracleServer
+from tests.needle.tiny_setup import make_train_tasks
 from tests.rewards.fake_endpoint import serve_endpoint
 from vz_ray.api import load_config
-from vz_ray.config.data import SynthConfig
 from vz_ray.data.episode_record import EpisodeRecord, append_records
 from vz_ray.data.sft_data import load_chat_format
-from vz_ray.data.task_file import read_tasks
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import RewardParts
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.needle.exemplars import collect_exemplars, zoom_oracle_factory
-from vz_ray.needle.synthesis import synthesize
 from vz_ray.video.local_source import LocalFrameSource
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,9 +33,7 @@ EPISODE = load_config("conf/quickstart.yaml", command="quickstart").episode
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Task]:
-    folder = tmp_path_factory.mktemp("needle")
-    config = SynthConfig(directory=str(folder), train=1, sft=0, validation=0, test=0, shot_s=[4], workers=1)
-    return read_tasks(synthesize(config)["train"])
+    return make_train_tasks(tmp_path_factory.mktemp("needle"), 1, [4])
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@
         print(agent.run("talk.mp4", "What is on the second slide?").answer)
     rows = pandas.DataFrame(vz_ray.episode_rows("runs/quickstart"))
 
-Everything here is imported from `vz_ray` itself. Names below `vz_ray.<package>` may change between versions.
+Import these names from `vz_ray`. Names in `vz_ray.<package>` may change between versions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vz_ray.config import load_config as _load
+from vz_ray.config import load_config as _load_config
 from vz_ray.config.ablation import AblationConfig
 from vz_ray.config.distill import ExemplarRunConfig, ReflectionRunConfig, TeacherConfig
 from vz_ray.config.episode import EpisodeConfig
@@ -75,7 +75,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = (), c
     """
     if command not in SCHEMAS:
         raise UserError(f"command is {command!r}; it must be one of {', '.join(SCHEMAS)}")
-    return _load(SCHEMAS[command], path, overrides)
+    return _load_config(SCHEMAS[command], path, overrides)
 
 
 class VideoAgent:
@@ -85,7 +85,7 @@ class VideoAgent:
     decoded in this process: use trusted files.
 
     Args:
-        start: Opens the policy and its chat format; closed again by `close`.
+        start: Opens the policy and its chat format on the stack that `close` unwinds.
         episode: Rules of the episodes.
     """
 
@@ -100,7 +100,7 @@ class VideoAgent:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="video-agent", daemon=True)
         self._thread.start()
-        self._stack, self._numbers = AsyncExitStack(), count()
+        self._stack, self._question_numbers = AsyncExitStack(), count()
         self._frames = LocalFrameSource()
         try:
             self._policy, self._chat_format = self._call(start(self._stack))
@@ -170,9 +170,9 @@ class VideoAgent:
         """
         from vz_ray.env.episode_runner import run_episode
 
-        first, *more = [str(v) for v in ([video] if isinstance(video, (str, Path)) else video)]
-        number = next(self._numbers)
-        task = Task(f"question-{number}", first, question, "", extra_videos=tuple(more))
+        first, *others = [str(uri) for uri in ([video] if isinstance(video, (str, Path)) else video)]
+        number = next(self._question_numbers)
+        task = Task(f"question-{number}", first, question, "", extra_videos=tuple(others))
         sampling = SamplingParams(temperature=temperature, max_tokens=self.episode.max_turn_tokens, seed=seed)
         return self._call(
             run_episode(
@@ -224,13 +224,13 @@ async def _engine_policy(
         raise UserError(f"{model} is not a checkpoint directory: it has no config.json")
     engine = replace(engine, max_model_len=episode.max_context, images_per_prompt=episode.max_images)
     with tempfile.TemporaryDirectory(prefix="vz_ray_agent_") as folder:
-        started = await VllmEngine.start(
+        vllm_engine = await VllmEngine.start(
             model, engine, name="agent", log_file=Path(folder) / "engine.log", training=False
         )
         try:
-            yield started, load_chat_format(model, episode)
+            yield vllm_engine, load_chat_format(model, episode)
         finally:
-            await started.shutdown()
+            await vllm_engine.shutdown()
 
 
 @asynccontextmanager
@@ -314,9 +314,9 @@ class Checkpoint:
     """A training checkpoint.
 
     Attributes:
-        path: Its directory.
-        step: Steps done.
-        model: The model that training started from.
+        path: Checkpoint directory.
+        step: Number of completed steps.
+        model: Model that training started from.
         shapes: Shape of each trained parameter, by Hugging Face name.
     """
 

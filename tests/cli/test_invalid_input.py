@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import run_command
 from tests.small_run import SmallRun, run_vz_ray
-from vz_ray import cli
 from vz_ray.jobs import doctor
 from vz_ray.monitoring import checks
 from vz_ray.utils.errors import UserError
@@ -28,11 +28,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
 
 def error_of(monkeypatch, capsys, *arguments: str) -> str:
     """Run a command that fails with exit code 2; return its one line on stderr."""
-    monkeypatch.delenv("VZ_RAY_DEBUG", raising=False)
-    monkeypatch.setattr(sys, "argv", ["vz-ray", *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    assert exit_info.value.code == 2
+    assert run_command(monkeypatch, *arguments) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1, err
     return err

@@ -1,4 +1,4 @@
-"""Hooks against a server that speaks as Ray's job API does, and against real processes."""
+"""Hooks against a server with the responses of Ray's job API, and against real processes."""
 
 from __future__ import annotations
 

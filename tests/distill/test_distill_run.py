@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.cli.test_app import run as run_cli
+from tests.command_line import run_command
 from tests.distill.oracle_server import (
     WRONG_ZOOM_TURN,
     ContinuationOracleServer,
@@ -243,6 +243,6 @@ def test_reflection_corrects_wrong_episodes(setup):
 def test_invalid_input_is_reported_in_one_line(setup, change, message, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     arguments = setup.exemplar("http://127.0.0.1:9/v1", "bad", change)
-    assert run_cli(monkeypatch, *arguments) == 2
+    assert run_command(monkeypatch, *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.distill.oracle_server import make_completion, message_text, request_images
+from tests.distill.teacher_episodes import CONFIG
 from tests.rewards.fake_endpoint import FakeReply, serve_endpoint
 from vz_ray.config.distill import TeacherConfig
 from vz_ray.distill.chat_messages import TeacherPrompt, add_teacher_prompt, truncate_to_one_turn
@@ -42,17 +43,7 @@ MESSAGES = [
 
 @pytest.fixture
 def config() -> TeacherConfig:
-    return TeacherConfig(
-        model="oracle",
-        base_url="http://127.0.0.1:9/v1",
-        max_attempts=4,
-        backoff_s=0.02,
-        request_timeout_s=20,
-        turn_timeout_s=60,
-        input_usd_per_mtok=10.0,
-        output_usd_per_mtok=100.0,
-        image_format="png",
-    )
+    return replace(CONFIG, image_format="png")
 
 
 def complete(config, tmp_path: Path, *, times: int = 1, name: str = "t", **client_options):

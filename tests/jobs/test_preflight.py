@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.jobs.nvidia_smi import GPU_XML, smi_xml, write_smi
@@ -197,17 +198,25 @@ def test_unplaceable_server_fails_before_start(cluster: RayNodes, tmp_path: Path
     assert not cluster.actor_processes("ServeController")
 
 
+@pytest.fixture
+def suspended_control_service(cluster: RayNodes) -> Iterator[psutil.Process]:
+    """Suspend the cluster's control service; resume it at the end of the test."""
+    [service] = [process for process in cluster.processes() if "gcs_server" in command_line(process)]
+    service.suspend()
+    yield service
+    service.resume()
+
+
 def test_unresponsive_control_service_fails_after_retries(
-    cluster: RayNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: RayNodes,
+    suspended_control_service: psutil.Process,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(autoscaler_state, "_RPC_TIMEOUT_S", 1)
-    [service] = [p for p in cluster.processes() if "gcs_server" in command_line(p)]
-    service.suspend()
-    try:
-        with caplog.at_level(logging.WARNING), pytest.raises(UserError) as error:
-            get_autoscaler_state()
-    finally:
-        service.resume()
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError) as error:
+        get_autoscaler_state()
+    suspended_control_service.resume()
     assert f"control service at {cluster.address} did not return the autoscaler state in 3 attempts" in str(error.value)
     warnings = [r.message for r in caplog.records if "No autoscaler state" in r.message]
     assert [message.partition(": ")[0].rpartition(", ")[2] for message in warnings] == [
@@ -219,12 +228,10 @@ def test_unresponsive_control_service_fails_after_retries(
 
 
 def test_control_service_query_is_retried(
-    cluster: RayNodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    suspended_control_service: psutil.Process, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(autoscaler_state, "_RPC_TIMEOUT_S", 2)
-    [service] = [p for p in cluster.processes() if "gcs_server" in command_line(p)]
-    service.suspend()
-    threading.Timer(3.0, service.resume).start()
+    threading.Timer(3.0, suspended_control_service.resume).start()
     with caplog.at_level(logging.WARNING):
         assert not get_autoscaler_state().enabled
     assert "attempt 1 of 3" in caplog.text

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run goes on from after SIGKILL anywhere, on other ranks, under another ZeRO stage."""
+"""Checkpoints: resume after SIGKILL at any point, on another number of ranks, under another ZeRO stage."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,22 @@ from vz_ray.learner.grpo_loss import (
 )
 
 LENGTHS = [3, 5, 1]
+LOSS_CONFIGS = [
+    pytest.param(
+        LossConfig(
+            importance_sampling_level=level,
+            aggregation=aggregation,
+            fixed_length=7,
+            tis_cap=cap,
+            kl_coef=0.3,
+            entropy_coef=0.2,
+        ),
+        id=f"{level}-{aggregation}-{cap}",
+    )
+    for level, aggregation, cap in itertools.product(
+        ("token", "sequence"), ("sequence_mean", "token_mean", "fixed_length"), (None, 1.5)
+    )
+]
 
 
 def group_with_rewards(*rewards: float, valid: bool = True) -> Group:
@@ -65,20 +82,10 @@ def test_uninformative_groups_are_detected() -> None:
     assert not is_informative(Group("t", (unscored, *group_with_rewards(0.0, 1.0).trajectories)))
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "fixed_length"])
-@pytest.mark.parametrize("ratio", ["token", "sequence"])
-@pytest.mark.parametrize("cap", [None, 1.5])
-def test_grpo_loss_matches_a_loop_over_tokens(aggregation: str, ratio: str, cap: float | None) -> None:
-    config = LossConfig(
-        importance_sampling_level=ratio,
-        aggregation=aggregation,
-        fixed_length=7,
-        tis_cap=cap,
-        kl_coef=0.3,
-        entropy_coef=0.2,
-    )
+@pytest.mark.parametrize("config", LOSS_CONFIGS)
+def test_grpo_loss_matches_a_loop_over_tokens(config: LossConfig) -> None:
     new, inputs = random_batch()
-    weights = loss_weights(LENGTHS, aggregation, 7)
+    weights = loss_weights(LENGTHS, config.aggregation, 7)
     inputs = LossInputs(
         inputs.advantages,
         torch.tensor(weights),
@@ -221,31 +228,21 @@ def test_entropy_is_rewarded_by_hand() -> None:
     assert entropy.grad.tolist() == [[-0.05, -0.05]]
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "fixed_length"])
-@pytest.mark.parametrize("ratio", ["token", "sequence"])
-@pytest.mark.parametrize("cap", [None, 1.5])
-def test_gradient_matches_finite_differences(aggregation: str, ratio: str, cap: float | None) -> None:
+@pytest.mark.parametrize("config", LOSS_CONFIGS)
+def test_gradient_matches_finite_differences(config: LossConfig) -> None:
     """Compare autograd with finite differences in float64, including KL and entropy."""
-    config = LossConfig(
-        importance_sampling_level=ratio,
-        aggregation=aggregation,
-        fixed_length=7,
-        tis_cap=cap,
-        kl_coef=0.3,
-        entropy_coef=0.2,
-    )
     new, inputs = random_batch(3)
     doubled = [t.double() for t in (inputs.advantages, inputs.mask, inputs.old_logprobs, inputs.engine_logprobs)]
     advantage, mask, old, engine = doubled
-    weight = torch.tensor(loss_weights(LENGTHS, aggregation, 7), dtype=torch.float64)
+    weight = torch.tensor(loss_weights(LENGTHS, config.aggregation, 7), dtype=torch.float64)
     assert inputs.ref_logprobs is not None
     fixed = LossInputs(advantage, weight, mask, old, engine, inputs.ref_logprobs.double())
     entropy = torch.rand(3, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * mask
-    ratios = importance_ratio(new.double(), old, mask, ratio)[mask.bool()]
+    ratios = importance_ratio(new.double(), old, mask, config.importance_sampling_level)[mask.bool()]
     kinks = torch.tensor([1 - config.clip_ratio_low, 1 + config.clip_ratio_high], dtype=torch.float64)
     assert (ratios[:, None] - kinks).abs().min() > 1e-4, "finite differences are invalid across a kink"
     inside = (ratios > kinks[0]) & (ratios < kinks[1])
-    assert inside.any() or ratio == "sequence"
+    assert inside.any() or config.importance_sampling_level == "sequence"
     assert torch.autograd.gradcheck(
         lambda n, e: grpo_loss(n, e, fixed, config)[0],
         (new.double().requires_grad_(), entropy.requires_grad_()),

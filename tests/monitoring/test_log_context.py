@@ -78,18 +78,7 @@ async def test_concurrent_tasks_have_separate_contexts():
     assert await asyncio.gather(*map(context_of, names)) == [{"episode": name} for name in names]
 
 
-@pytest.fixture
-def _restore_loggers():
-    names = [logging_config.PACKAGE_LOGGER, *logging_config.ENGINE_LOGGERS]
-    before = {n: (logging.getLogger(n).handlers[:], logging.getLogger(n).propagate) for n in names}
-    yield
-    logging.captureWarnings(False)
-    for name, (handlers, propagate) in before.items():
-        logging.getLogger(name).handlers[:] = handlers
-        logging.getLogger(name).propagate = propagate
-
-
-@pytest.mark.usefixtures("_restore_loggers")
+@pytest.mark.usefixtures("restored_loggers")
 def test_driver_writes_json_to_files_and_terminal(tmp_path, capsys, monkeypatch):
     for name in logging_config.QUIET_ENV:
         monkeypatch.setenv(name, "")

@@ -11,16 +11,7 @@ import pytest
 
 from vz_ray.monitoring import logging_config
 
-
-@pytest.fixture(autouse=True)
-def _restore_loggers():
-    names = [logging_config.PACKAGE_LOGGER, *logging_config.ENGINE_LOGGERS]
-    before = {n: (logging.getLogger(n).handlers[:], logging.getLogger(n).propagate) for n in names}
-    yield
-    logging.captureWarnings(False)
-    for name, (handlers, propagate) in before.items():
-        logging.getLogger(name).handlers[:] = handlers
-        logging.getLogger(name).propagate = propagate
+pytestmark = pytest.mark.usefixtures("restored_loggers")
 
 
 def test_engine_records_have_their_own_file(tmp_path, capsys, monkeypatch):

@@ -34,6 +34,17 @@ def test_names_are_unique():
     assert len(METRIC_CATALOG) == len(metric_catalog._LIVE_METRICS) + len(metric_catalog._STEP_METRICS)
 
 
+def test_every_metric_name_is_exported():
+    """Except prefixes, and counts that live metrics report more often."""
+    exempt = {"STEP", "WORKERS", "LEARNER_PREFIX", "STALENESS_PREFIX"}
+    names = {name: value for name, value in vars(metric_names).items() if name.isupper() and isinstance(value, str)}
+    assert exempt <= names.keys()
+    keys = tuple(metric.key for metric in METRIC_CATALOG.values() if metric.key)
+    prefixes = tuple(key for key in keys if key.endswith("/"))
+    missing = {value for name, value in names.items() if name not in exempt and value not in keys}
+    assert {value for value in missing if not value.startswith(prefixes)} == set()
+
+
 def test_row_becomes_labeled_metrics():
     row = {
         "step": 3.0,
@@ -41,7 +52,7 @@ def test_row_becomes_labeled_metrics():
         "reward/length": -1.0,
         "time/rollout_seconds": 12.0,
         metric_names.DRIVER_MEMORY: 3e8,
-        "mismatch/kl_after_image": 9.0,
+        "groups/kept": 9.0,
         metric_names.MISMATCH_KL: 0.01,
     }
     metrics = [(metric.name, labels, value) for metric, labels, value in metrics_from_row(row)]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.command_line import run_command
 from vz_ray.monitoring.live_status import LiveStatus, RunState
 from vz_ray.monitoring.log_context import JsonFormatter
 from vz_ray.monitoring.metric_logger import MetricLogger
@@ -20,8 +19,6 @@ from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.monitoring.run_view import read_run_view, recent_warnings
 from vz_ray.monitoring.top import render_view, sparkline
 from vz_ray.utils.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def make_run(path: Path, **changes) -> RunDir:
@@ -171,36 +168,29 @@ def test_sparkline_marks_non_finite_values():
     assert len(sparkline(list(range(100)), width=10)) == 10
 
 
-def run_top(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vz_ray.cli", "top", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=ROOT,
-    )
-
-
-def test_command_prints_one_screen_without_a_terminal(tmp_path):
+def test_command_prints_one_screen_without_a_terminal(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "agent")
-    for arguments in ([str(run.path)], [str(run.path), "--once"]):
-        result = run_top(*arguments)
-        assert (result.returncode, result.stderr) == (0, "")
-        assert "step 3 of 10" in result.stdout
-        assert "\x1b" not in result.stdout
+    for options in ([], ["--once"]):
+        assert run_command(monkeypatch, "top", str(run.path), *options) == 0
+        output = capsys.readouterr()
+        assert "step 3 of 10" in output.out
+        assert "\x1b" not in output.out
+        assert output.err == ""
 
 
-def test_command_prints_json(tmp_path):
+def test_command_prints_json(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "agent")
-    values = json.loads(run_top(str(run.path), "--json").stdout)
+    assert run_command(monkeypatch, "top", str(run.path), "--json") == 0
+    values = json.loads(capsys.readouterr().out)
     assert values["state"] == "running"
     assert values["age_s"] < 60
     assert values["status"]["rollout"]["queued"] == 5
     assert values["curves"]["reward"] == [0.0, 0.1, 0.2, 0.3]
 
 
-def test_command_reports_a_missing_run(tmp_path):
-    result = run_top(str(tmp_path / "nowhere"))
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("vz-ray: no run at ")
-    assert result.stderr.count("\n") == 1
+def test_command_reports_a_missing_run(tmp_path, monkeypatch, capsys):
+    assert run_command(monkeypatch, "top", str(tmp_path / "nowhere")) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("vz-ray: no run at ")
+    assert output.err.count("\n") == 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vz_ray import cli
+from tests.command_line import run_command
 from vz_ray.config import load_config
 from vz_ray.config.load import ConfigError
 from vz_ray.config.run import GrpoRunConfig
@@ -332,17 +331,10 @@ def test_invalid_assumptions_raise(values: dict[str, Any]) -> None:
         Assumptions(**values)
 
 
-def run_plan_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["vz-ray", "plan", *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    return int(exit_info.value.code or 0)
-
-
 def test_command_prints_results_and_assumptions(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_plan_command(monkeypatch, str(RL), MODEL) == 0
+    assert run_command(monkeypatch, "plan", str(RL), MODEL) == 0
     output = capsys.readouterr().out
     for text in (
         "8,292,166,656 parameters",
@@ -351,7 +343,7 @@ def test_command_prints_results_and_assumptions(
         "Assumed, not measured: 0.35 of 989",
     ):
         assert text in output
-    assert run_plan_command(monkeypatch, str(RL), MODEL, "--gpu-memory", "22GiB") == 1
+    assert run_command(monkeypatch, "plan", str(RL), MODEL, "--gpu-memory", "22GiB") == 1
     output = capsys.readouterr().out
     for text in (
         "learner: does not fit",
@@ -363,9 +355,10 @@ def test_command_prints_results_and_assumptions(
 
 
 def test_command_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_plan_command(monkeypatch, str(SFT), MODEL, "learner.world_size=2", "--gpu-memory", "24GB", "--json") == 1
+    overrides = [MODEL, "learner.world_size=2"]
+    assert run_command(monkeypatch, "plan", str(SFT), *overrides, "--gpu-memory", "24GB", "--json") == 1
     report = json.loads(capsys.readouterr().out)
-    plan = make_plan(load_plannable_config(SFT, [MODEL, "learner.world_size=2"]), Assumptions(24 * 10**9))
+    plan = make_plan(load_plannable_config(SFT, overrides), Assumptions(24 * 10**9))
     assert report["parameters"] == plan.shape.parameters
     assert report["fits"] is False
     assert report["memory"][0]["peak_bytes"] == plan.learner.peak_bytes
@@ -380,7 +373,7 @@ def test_command_prints_step_times_timeouts_and_warnings(
 ) -> None:
     check_file = tmp_path / "gpu-check.json"
     check_file.write_text("{}")
-    assert run_plan_command(monkeypatch, str(RL), MODEL, "--gpu-check", str(check_file), "--gpu", "A100") == 0
+    assert run_command(monkeypatch, "plan", str(RL), MODEL, "--gpu-check", str(check_file), "--gpu", "A100") == 0
     output = " ".join(capsys.readouterr().out.split())
     for text in (
         "Step time on 16 GPUs",
@@ -391,9 +384,9 @@ def test_command_prints_step_times_timeouts_and_warnings(
         "gpu-check.json is ignored: it has no valid figures",
     ):
         assert text in output
-    assert run_plan_command(monkeypatch, str(RL), MODEL, "--gpu-check", str(tmp_path / "none.json")) == 2
+    assert run_command(monkeypatch, "plan", str(RL), MODEL, "--gpu-check", str(tmp_path / "none.json")) == 2
     assert "none.json, which is not a file" in capsys.readouterr().err
-    assert run_plan_command(monkeypatch, str(RL), MODEL, "--gpu", "H1000") == 2
+    assert run_command(monkeypatch, "plan", str(RL), MODEL, "--gpu", "H1000") == 2
     assert "--gpu is 'H1000'; known are" in capsys.readouterr().err
 
 
@@ -401,7 +394,7 @@ def test_command_prints_step_times_timeouts_and_warnings(
 def test_command_requires_one_config_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
-    assert run_plan_command(monkeypatch, *arguments) == 2
+    assert run_command(monkeypatch, "plan", *arguments) == 2
     assert "config files" in capsys.readouterr().err
 
 

@@ -131,7 +131,7 @@ def test_thumbnails_show_the_frames_of_the_episodes(run_dir: Path) -> None:
     assert page.count('class="episode"') == 1
     num_images = page.count("<img ")
     assert num_images >= 16 + 3
-    assert page.count("nopicture") == 2  # only in the style sheet
+    assert page.count("no-image") == 2  # only in the style sheet
     assert write_report(run_dir, ReportConfig(max_episodes=1, max_frames=4)).read_text().count("<img ") < num_images
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.command_line import run_command
 from tests.rewards.test_scorer import GOOD, TASK, make_trajectory
-from vz_ray import cli
 from vz_ray.config.reward import RewardConfig
 from vz_ray.data.episode_record import EpisodeRecord, append_records
 from vz_ray.env.task import AnswerType
@@ -182,11 +181,8 @@ def test_sample_episodes_match_their_names() -> None:
 
 
 def run_check_reward(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["vz-ray", "check-reward", *arguments])
     monkeypatch.setenv("COLUMNS", "160")
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    return int(caught.value.code or 0)
+    return run_command(monkeypatch, "check-reward", *arguments)
 
 
 def test_command_prints_reward_per_episode(

@@ -283,7 +283,7 @@ async def test_publishes_do_not_grow_the_memory(side: EngineUnderTest) -> None:
 
 async def test_gpu_uses_the_second_model_runner(side: EngineUnderTest) -> None:
     """The CPU build of vLLM has the first only; both call the token mask."""
-    assert side.engine._llm.vllm_config.use_v2_model_runner == (side.variant.device == "cuda")
+    assert side.engine._process.llm.vllm_config.use_v2_model_runner == (side.variant.device == "cuda")
 
 
 async def test_version_with_missing_tensor_is_rejected(

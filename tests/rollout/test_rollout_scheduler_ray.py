@@ -18,9 +18,9 @@ import torch
 
 from tests.rollout.fake_workers import start_groups
 from tests.rollout.hf_reference import HfReference, build_tiny_checkpoint, max_abs_diff, perturb
+from tests.rollout.rollout_cluster import EPISODE
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import SynthConfig
-from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import EngineConfig, RolloutConfig
 from vz_ray.decode.pool import DecodePool
@@ -47,15 +47,6 @@ from vz_ray.weight_sync import (
 from vz_ray.weight_sync.weight_store import read_manifest, read_tensors
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-EPISODE = EpisodeConfig(
-    prompt="conf/prompt/tiny.yaml",
-    max_turn_tokens=24,
-    max_context=900,
-    overview_frames=8,
-    min_pixels=784,
-    max_pixels=784,
-)
 
 
 class SingleNodeRollout:

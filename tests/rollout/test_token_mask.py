@@ -23,7 +23,9 @@ from tests.rollout.hf_reference import (
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.trajectory import SamplingParams
-from vz_ray.rollout.vllm_engine import EngineFailedError, VllmEngine, frame_cache_key
+from vz_ray.rollout.vllm_engine import VllmEngine
+from vz_ray.rollout.vllm_process import EngineFailedError
+from vz_ray.rollout.vllm_requests import frame_cache_key
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import StepTimeout
 
@@ -179,10 +181,10 @@ async def test_turn_timeout_names_engine_and_keeps_it_usable(
     engine, reference = pair
     prompt = reference.prompt(QUESTION, [frame(1, 28, 84)])
     await engine.pause()
-    engine._turn_timeout_s = 0.2
+    engine._process.timeout_s = 0.2
     with pytest.raises(StepTimeout, match="engine did not finish turn never"):
         await engine.generate(prompt, SamplingParams(), request_id="never")
-    engine._turn_timeout_s = 60
+    engine._process.timeout_s = 60
     await engine.resume()
     assert (await engine.generate(prompt, SamplingParams(max_tokens=2), request_id="after")).token_ids
     assert engine.stats().running_turns == 0

@@ -25,6 +25,17 @@ from vz_ray.utils.timeouts import StepTimeout
 from vz_ray.weight_sync import ParityProbe, WeightUpdate
 
 
+class StartFailure:
+    """Worker script: while `active`, all workers but `rollout-0` fail to start."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.active = error, True
+
+    def __call__(self, worker: FakeWorkerClient) -> None:
+        if self.active and worker.name != "rollout-0":
+            worker.fail["start"] = self.error
+
+
 async def test_publish_replaces_failed_worker(start_scheduler: StartScheduler) -> None:
     factory = WorkerFactory()
     scheduler = await start_scheduler(factory)
@@ -239,13 +250,8 @@ async def test_preempted_worker_drains_and_is_replaced(start_scheduler: StartSch
 
 @pytest.mark.usefixtures("fast_autoscaling")
 async def test_failed_upscale_keeps_existing_workers(start_scheduler: StartScheduler) -> None:
-    has_capacity = False
-
-    def script(worker: FakeWorkerClient) -> None:
-        if worker.name != "rollout-0" and not has_capacity:
-            worker.fail["start"] = WorkerLostError("is unschedulable")
-
-    factory = WorkerFactory(script)
+    failure = StartFailure(WorkerLostError("is unschedulable"))
+    factory = WorkerFactory(failure)
     scheduler = await start_scheduler(
         factory,
         num_workers=1,
@@ -261,7 +267,7 @@ async def test_failed_upscale_keeps_existing_workers(start_scheduler: StartSched
     groups = await playing
     assert len(groups) == 6
     assert {t.worker for group in groups for t in group.trajectories} == {"rollout-0"}
-    has_capacity = True
+    failure.active = False
     factory.workers[0].fail["check_health"] = WorkerLostError("gone")
     await until(
         lambda: any(s.state is WorkerState.READY and s.name != "rollout-0" for s in scheduler.pool.worker_statuses())
@@ -277,13 +283,8 @@ async def test_scale_from_zero_failure_contains_the_reason(start_scheduler: Star
 
 
 async def test_unschedulable_workers_are_retried(start_scheduler: StartScheduler) -> None:
-    has_capacity = False
-
-    def script(worker: FakeWorkerClient) -> None:
-        if worker.name != "rollout-0" and not has_capacity:
-            worker.fail["start"] = WorkerUnschedulableError("is unschedulable")
-
-    factory = WorkerFactory(script)
+    failure = StartFailure(WorkerUnschedulableError("is unschedulable"))
+    factory = WorkerFactory(failure)
     scheduler = await start_scheduler(factory, num_workers=2, health_check_interval_s=0.01)
     await until(lambda: len(factory.workers) > 6)
     assert {t.worker for group in await run_groups(scheduler, TASKS, 2) for t in group.trajectories} == {"rollout-0"}
@@ -292,7 +293,7 @@ async def test_unschedulable_workers_are_retried(start_scheduler: StartScheduler
     waiting = asyncio.create_task(run_groups(scheduler, TASKS, 2))
     await asyncio.sleep(0.1)
     assert not waiting.done()
-    has_capacity = True
+    failure.active = False
     assert len(await waiting) == 6
     await until(lambda: scheduler.pool.num_serving_workers == 2)
 
@@ -316,31 +317,21 @@ async def test_lack_of_workers_warns_then_fails(
 
 
 async def test_start_failures_are_retried_while_others_serve(start_scheduler: StartScheduler) -> None:
-    broken = True
-
-    def script(worker: FakeWorkerClient) -> None:
-        if worker.name != "rollout-0" and broken:
-            worker.fail["start"] = RuntimeError("no such device")
-
-    factory = WorkerFactory(script)
+    failure = StartFailure(RuntimeError("no such device"))
+    factory = WorkerFactory(failure)
     scheduler = await start_scheduler(factory, num_workers=2, health_check_interval_s=0.01)
     await until(lambda: len(factory.workers) > 6)
-    broken = False
+    failure.active = False
     await until(lambda: scheduler.pool.num_serving_workers == 2)
 
 
 async def test_ready_worker_loss_resets_start_failures(start_scheduler: StartScheduler) -> None:
-    broken = True
-
-    def script(worker: FakeWorkerClient) -> None:
-        if worker.name != "rollout-0" and broken:
-            worker.fail["start"] = RuntimeError("no such device")
-
-    factory = WorkerFactory(script)
+    failure = StartFailure(RuntimeError("no such device"))
+    factory = WorkerFactory(failure)
     scheduler = await start_scheduler(factory, num_workers=2)
     await until(lambda: len(factory.workers) == 4)
     await settle()
-    broken = False
+    failure.active = False
     factory.workers[0].fail["run_episode"] = WorkerLostError("gone")
     assert len(await run_groups(scheduler, TASKS, 2)) == 6
 

@@ -186,6 +186,13 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(tmp_path_factory.mktemp("video"), VideoSpec("video.mp4"))
 
 
+def client_of_bob(served: GuardedServer) -> httpx.Client:
+    """Add a second key and return a client with it."""
+    secret, key = generate_key("bob")
+    add_key(served.keys, key)
+    return served.client(secret=secret)
+
+
 def read_response(connection: socket.socket) -> tuple[int, str]:
     """Return the status and all further data until the server closes the connection."""
     received = b""

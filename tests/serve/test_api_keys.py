@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 from dataclasses import replace
 
 import pytest
 
-from vz_ray import cli
+from tests.command_line import run_command
 from vz_ray.serve.api_keys import ApiKeyStore, add_key, format_key_env, generate_key, load_keys, revoke_key
 from vz_ray.utils.errors import UserError
 
@@ -149,25 +148,18 @@ def test_key_names_are_unique(file):
     assert json.loads(file.read_text())["keys"][0]["name"] == "alice"
 
 
-def run(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["vz-ray", *arguments])
-    with pytest.raises(SystemExit) as expired_cookie:
-        cli.main()
-    return int(expired_cookie.value.code or 0)
-
-
 def test_cli_prints_a_key_once(monkeypatch, capsys, file):
-    assert run(monkeypatch, "keys", "create", "alice", "--file", str(file), "--days", "9") == 0
+    assert run_command(monkeypatch, "keys", "create", "alice", "--file", str(file), "--days", "9") == 0
     secret = capsys.readouterr().out.strip()
     assert ApiKeyStore(file).verify(secret).name == "alice"
-    assert run(monkeypatch, "keys", "list", "--file", str(file)) == 0
+    assert run_command(monkeypatch, "keys", "list", "--file", str(file)) == 0
     listed = capsys.readouterr().out
     assert listed.startswith("alice  created ")
     assert "expires" in listed
     assert secret not in listed
-    assert run(monkeypatch, "keys", "list", "--hashes", "--file", str(file)) == 0
+    assert run_command(monkeypatch, "keys", "list", "--hashes", "--file", str(file)) == 0
     assert ApiKeyStore(None, capsys.readouterr().out).verify(secret).name == "alice"
-    assert run(monkeypatch, "keys", "revoke", "alice", "--file", str(file)) == 0
+    assert run_command(monkeypatch, "keys", "revoke", "alice", "--file", str(file)) == 0
     assert ApiKeyStore(file).verify(secret) is None
-    assert run(monkeypatch, "keys", "create", "two words", "--file", str(file)) == 2
+    assert run_command(monkeypatch, "keys", "create", "two words", "--file", str(file)) == 2
     assert "name is 'two words'" in capsys.readouterr().err

@@ -13,11 +13,10 @@ import httpx
 import openai
 import pytest
 
-from tests.serve.conftest import GuardedServer, error_of
+from tests.serve.conftest import GuardedServer, client_of_bob, error_of
 from tests.video.sample_videos import VideoSpec, write_video
 from tests.video.sample_videos import random_image as picture
 from vz_ray.config.serve import AccessConfig, UploadsConfig
-from vz_ray.serve.api_keys import add_key, generate_key
 from vz_ray.serve.file_store import FileStore
 from vz_ray.serve.files_api import open_store
 from vz_ray.utils.errors import UserError
@@ -73,9 +72,7 @@ def test_list_supports_paging_and_order(serve):
 
 def test_files_of_other_keys_are_missing(serve):
     served = serve()
-    bob, key = generate_key("bob")
-    add_key(served.keys, key)
-    with served.client() as alice, served.client(secret=bob) as other:
+    with served.client() as alice, client_of_bob(served) as other:
         id = send(alice, PNG).json()["id"]
         assert other.get("/v1/files").json()["data"] == []
         responses = [
@@ -134,12 +131,12 @@ HOSTILE = {
     "wav": b"RIFF\0\0\0\0WAVEfmt " + bytes(600),
     "heic": b"\0\0\0\x20ftypheic" + bytes(600),
     "empty": b"",
-    "mp4 that is none": b"\0\0\0\x20ftypisom" + bytes(600),
+    "invalid mp4": b"\0\0\0\x20ftypisom" + bytes(600),
     "playlist behind a box": b"\0\0\0\x08free#EXTM3U\nhttp://127.0.0.1/\n",
-    "png that is none": b"\x89PNG\r\n\x1a\n" + bytes(600),
+    "invalid png": b"\x89PNG\r\n\x1a\n" + bytes(600),
     "half a png": encode_image(picture(640, 360))[:3000],
     "half a jpeg": encode_image(picture(640, 360), "jpeg")[:3000],
-    "avi that is none": b"RIFF\0\0\0\0AVI LIST" + bytes(600),
+    "invalid avi": b"RIFF\0\0\0\0AVI LIST" + bytes(600),
 }
 
 
@@ -200,9 +197,7 @@ def aged(served: GuardedServer, id: str, seconds: float) -> None:
 
 def test_quota_evicts_own_idle_files_only(serve):
     served = serve(max_gib=3.5 * len(PNG) / 2**30)
-    bob, key = generate_key("bob")
-    add_key(served.keys, key)
-    with served.client() as alice, served.client(secret=bob) as other:
+    with served.client() as alice, client_of_bob(served) as other:
         theirs = send(other, PNG).json()["id"]
         old, newer = (send(alice, PNG).json()["id"] for _ in range(2))
         assert error_of(send(alice, PNG), 507)["code"] == "storage_full"  # all files are in use

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from starlette.requests import ClientDisconnect
 
-from tests.serve.conftest import error_of
+from tests.serve.conftest import client_of_bob, error_of
 from tests.serve.test_files_api import PNG, send
 from vz_ray.serve.api_errors import ApiError
-from vz_ray.serve.api_keys import add_key, generate_key
 from vz_ray.serve.file_store import FileStore
 from vz_ray.serve.media_resolver import MediaResolver, MediaStreamingResponse
 from vz_ray.video.remote import DownloadRules
@@ -45,9 +44,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_upload_resolves_for_its_owner_only(serve, video):
     served = serve()
-    bob, key = generate_key("bob")
-    add_key(served.keys, key)
-    with served.client() as alice, served.client(secret=bob) as other:
+    with served.client() as alice, client_of_bob(served) as other:
         video_id, image = (send(alice, content).json()["id"] for content in (video.read_bytes(), PNG))
         assert alice.post("/v1/ask", json={"video": video_id, "image": image}).status_code == 200
         uri = str(served.directory / f"{video_id}.mp4")

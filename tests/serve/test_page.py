@@ -122,7 +122,7 @@ def test_page_needs_no_key(tmp_path):
 
 @pytest.fixture(scope="module")
 def module(chromium: Any) -> Iterator[Any]:
-    """Call an export of a module: `module("chat_request.js", "m => m.chosen('B', [])")`."""
+    """Call an export of a module: `module("chat_request.js", "m => m.chosenOption('B', [])")`."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(application(), log_level="critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -132,7 +132,7 @@ def module(chromium: Any) -> Iterator[Any]:
     page = chromium.new_page()
     page.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/static/sse.js")
     yield lambda name, code, argument=None: page.evaluate(
-        f"async (given) => ({code})(await import('/static/{name}'), given)", argument
+        f"async (argument) => ({code})(await import('/static/{name}'), argument)", argument
     )
     server.should_exit = True
     thread.join()
@@ -153,7 +153,7 @@ EVENTS = [
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 1000])
 def test_sse_events_are_independent_of_chunks(module: Any, length: int):
     pieces = [STREAM[offset : offset + length] for offset in range(0, len(STREAM), length)]
-    code = "(m, pieces) => { const events = new m.EventParser(); return pieces.flatMap((one) => events.feed(one)); }"
+    code = "(m, pieces) => { const parser = new m.EventParser(); return pieces.flatMap((text) => parser.feed(text)); }"
     assert module("sse.js", code, pieces) == EVENTS
 
 
@@ -242,11 +242,11 @@ def test_options_are_parsed_from_the_question(module: Any, question: str, stem: 
     ],
 )
 def test_chosen_option_of_an_answer(module: Any, answer: str, letter: str):
-    assert module("chat_request.js", "(m, a) => m.chosen(a, [['A', 'disc'], ['B', 'ring']])", answer) == letter
+    assert module("chat_request.js", "(m, a) => m.chosenOption(a, [['A', 'disc'], ['B', 'ring']])", answer) == letter
 
 
 def test_number_formatting(module: Any):
     sizes = module("format.js", "(m) => [59_000, 3.4e6, 1.25e9].map(m.size)")
     assert sizes == ["59 KB", "3.4 MB", "1.3 GB"]
-    spans = module("format.js", "(m) => [0.2, 59.1, 150, 4800].map(m.span)")
-    assert spans == ["1 s", "60 s", "3 min", "1 h 20 min"]
+    times = module("format.js", "(m) => [0.2, 59.1, 150, 4800].map(m.timeLeft)")
+    assert times == ["1 s", "60 s", "3 min", "1 h 20 min"]

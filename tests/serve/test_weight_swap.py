@@ -8,7 +8,7 @@ import pytest
 
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.timeouts import ServeTimeoutsConfig
-from vz_ray.rollout.vllm_engine import EngineFailedError
+from vz_ray.rollout.vllm_process import EngineFailedError
 from vz_ray.serve.weight_swap import WeightSwap
 
 MODEL = "assets/tiny-base"

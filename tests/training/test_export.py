@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.command_line import run_command
 from tests.learner.rank_worker import small_config, small_training_data
 from tests.learner.training_data import TrainingData, small_model
-from vz_ray import cli
 from vz_ray.config.learner import LossConfig
 from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
 from vz_ray.learner.export import export_checkpoint
@@ -104,17 +104,13 @@ def test_run_resolves_to_newest_or_best_checkpoint(tmp_path: Path) -> None:
 def test_missing_checkpoint_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("VZ_RAY_DEBUG", raising=False)
     make_checkpoint(tmp_path / "old/checkpoints/step-000001")
     for source, out, message in (
         ("nowhere", "out", "has no complete checkpoint"),
         ("old", "out", "has no manifest.json: no complete checkpoint was written there"),
         ("old", "old", "exists and is not overwritten"),
     ):
-        monkeypatch.setattr(sys, "argv", ["vz-ray", "export", str(tmp_path / source), str(tmp_path / out)])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        assert exit_info.value.code == 2
+        assert run_command(monkeypatch, "export", str(tmp_path / source), str(tmp_path / out)) == 2
         err = capsys.readouterr().err
         assert message in err
         assert err.count("\n") == 1

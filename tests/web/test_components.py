@@ -13,11 +13,11 @@ import pytest
 from vz_ray.web import load_asset
 
 TYPES = {"js": "text/javascript", "css": "text/css"}
-PAGE = """<!doctype html><html lang="en"><title>Parts</title><link rel="stylesheet" href="/base.css">
+PAGE = """<!doctype html><html lang="en"><title>Components</title><link rel="stylesheet" href="/base.css">
 <link rel="stylesheet" href="/components.css"><body><main></main><script type="module" src="/test.js"></script>"""
 SCRIPT = """
-import * as dom from "/dom.js"; import { timeline } from "/timeline.js"; import { strip } from "/frame_strip.js";
-Object.assign(window, { dom, timeline, strip, main: document.querySelector("main"), sought: [] });
+import * as dom from "/dom.js"; import { timeline } from "/timeline.js"; import { frameStrip } from "/frame_strip.js";
+Object.assign(window, { dom, timeline, frameStrip, main: document.querySelector("main"), seeks: [] });
 """
 
 
@@ -42,20 +42,22 @@ def page(chromium: Any) -> Iterator[Any]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     opened = chromium.new_page(viewport={"width": 800, "height": 600})
     opened.goto(f"http://127.0.0.1:{server.server_port}/")
-    opened.wait_for_function("window.strip !== undefined")
+    opened.wait_for_function("window.frameStrip !== undefined")
     yield opened
     server.shutdown()
 
 
 @pytest.fixture(autouse=True)
 def empty(page: Any) -> None:
-    page.evaluate("main.replaceChildren(); window.sought = []")
+    page.evaluate("main.replaceChildren(); window.seeks = []")
 
 
-def draw(page: Any, part: str, **options: Any) -> None:
-    """Create `window.part`; it records its seek calls in `window.sought`."""
-    seek = "onSeek: (s, z) => sought.push([s, z?.turn ?? null])"
-    page.evaluate(f"window.part = {part}({{...{json.dumps(options)}, {seek}}}); main.append(part.element)")
+def draw(page: Any, component: str, **options: Any) -> None:
+    """Create `window.component`; it records its seek calls in `window.seeks`."""
+    seek = "onSeek: (s, z) => seeks.push([s, z?.turn ?? null])"
+    page.evaluate(
+        f"window.component = {component}({{...{json.dumps(options)}, {seek}}}); main.append(component.element)"
+    )
 
 
 def boxes(page: Any, selector: str) -> list[list[float]]:
@@ -84,10 +86,10 @@ def test_bars_can_be_added_and_duration_updated(page: Any) -> None:
     group = page.get_by_role("group")
     assert group.get_attribute("aria-label") == "Timeline of 1:40: 0 zooms, 0 events"
     for turn in (1, 2):
-        page.evaluate(f"part.add({json.dumps({**ZOOM, 'turn': turn})})")
+        page.evaluate(f"component.add({json.dumps({**ZOOM, 'turn': turn})})")
     assert page.locator(".tl-zoom").count() == 2
     assert group.get_attribute("aria-label") == "Timeline of 1:40: 2 zooms, 0 events"
-    page.evaluate("part.setDuration(200)")
+    page.evaluate("component.setDuration(200)")
     assert boxes(page, ".tl-zoom") == [pytest.approx([0.125, 0.25], abs=2e-3)] * 2
     assert group.get_attribute("aria-label").startswith("Timeline of 3:20: ")
 
@@ -97,11 +99,11 @@ def test_bars_are_buttons_that_seek(page: Any) -> None:
     button = page.get_by_role("button", name="Turn 1: 0:25 to 0:50 of b.mp4 at 4 fps")
     button.focus()
     page.keyboard.press("Enter")
-    assert page.evaluate("sought") == [[25, 1]]
+    assert page.evaluate("seeks") == [[25, 1]]
     track = page.locator(".tl-track")
     box = track.bounding_box()
     track.click(position={"x": box["width"] * 0.75, "y": 6})
-    (seconds, zoom) = page.evaluate("sought")[1]
+    (seconds, zoom) = page.evaluate("seeks")[1]
     assert (seconds, zoom) == (pytest.approx(75, abs=0.5), None)
 
 
@@ -118,10 +120,10 @@ def test_zoom_beyond_the_end_stays_on_the_track(page: Any) -> None:
 
 
 def test_refused_zoom_is_drawn_with_reason(page: Any) -> None:
-    why = {"refused": "segment is outside"}
-    outside = {**ZOOM, "turn": 2, "start": 120, "end": 150, **why}
-    back = {**ZOOM, "turn": 3, "start": 40, "end": 20, **why}
-    before = {**ZOOM, "turn": 4, "start": -5, "end": 10, **why}
+    refused = {"refused": "segment is outside"}
+    outside = {**ZOOM, "turn": 2, "start": 120, "end": 150, **refused}
+    back = {**ZOOM, "turn": 3, "start": 40, "end": 20, **refused}
+    before = {**ZOOM, "turn": 4, "start": -5, "end": 10, **refused}
     draw(page, "timeline", duration=100, zooms=[ZOOM, outside, back, before])
     states = [bar.get_attribute("data-state") for bar in page.locator(".tl-zoom").all()]
     assert states == ["", "refused", "refused", "refused"]
@@ -136,12 +138,12 @@ def test_refused_zoom_is_drawn_with_reason(page: Any) -> None:
     assert names[3] == "Turn 4: -0:05 to 0:10 at 4 fps, refused: segment is outside"
     page.locator(".tl-zoom").nth(3).focus()
     page.keyboard.press("Enter")
-    assert page.evaluate("sought") == [[0, 4]]
+    assert page.evaluate("seeks") == [[0, 4]]
 
 
 def test_pending_zoom_can_become_refused(page: Any) -> None:
     draw(page, "timeline", duration=100)
-    page.evaluate(f"window.bar = part.add({json.dumps(ZOOM)}, 'pending')")
+    page.evaluate(f"window.bar = component.add({json.dumps(ZOOM)}, 'pending')")
     page.evaluate("bar.settle('refused', 'no room is left')")
     assert page.locator(".tl-zoom").get_attribute("title").endswith("at 4 fps, refused: no room is left")
     assert page.get_by_role("group").get_attribute("aria-label").startswith("Timeline of 1:40: 0 zooms and 1 ref")
@@ -159,30 +161,30 @@ def test_compact_timeline_separates_overlapping_bars(page: Any) -> None:
 
 def test_player_position_is_shown_and_hidden(page: Any) -> None:
     draw(page, "timeline", duration=100)
-    assert page.locator(".tl-now").is_hidden()
-    page.evaluate("part.setNow(50)")
-    left, right = boxes(page, ".tl-now")[0]
+    assert page.locator(".tl-playhead").is_hidden()
+    page.evaluate("component.setNow(50)")
+    left, right = boxes(page, ".tl-playhead")[0]
     assert (left + right) / 2 == pytest.approx(0.5, abs=3e-3)
-    page.evaluate("part.setNow(null)")
-    assert page.locator(".tl-now").is_hidden()
+    page.evaluate("component.setNow(null)")
+    assert page.locator(".tl-playhead").is_hidden()
 
 
 def test_strip_shows_times_then_images_or_error(page: Any) -> None:
-    draw(page, "strip", times=[0, 4, 8.5], events=[[4, 5]], width=56, height=28, more=7)
-    assert page.locator(".strip time").all_inner_texts() == ["0:00", "0:04", "0:08.5"]
-    assert page.locator(".strip.tiny").count() == 1
+    draw(page, "frameStrip", times=[0, 4, 8.5], events=[[4, 5]], width=56, height=28, numOmitted=7)
+    assert page.locator(".frame-strip time").all_inner_texts() == ["0:00", "0:04", "0:08.5"]
+    assert page.locator(".frame-strip.tiny").count() == 1
     assert page.get_by_role("button", name="Frame at 0:04, in the event").count() == 1
-    assert "and 7 more" in page.locator(".strip").inner_text()
+    assert "and 7 more" in page.locator(".frame-strip").inner_text()
     dot = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
-    page.evaluate(f"part.show(['{dot}', '{dot}', '{dot}'])")
-    assert page.locator(".strip img").count() == 3
-    page.evaluate("part.setNow(5)")
-    assert page.locator(".strip .at time").inner_text() == "0:04"
+    page.evaluate(f"component.show(['{dot}', '{dot}', '{dot}'])")
+    assert page.locator(".frame-strip img").count() == 3
+    page.evaluate("component.setNow(5)")
+    assert page.locator(".frame-strip .current time").inner_text() == "0:04"
     page.get_by_role("button", name="Frame at 0:08.5").click()
-    assert page.evaluate("sought") == [[8.5, None]]
-    page.evaluate("part.fail('the video is gone')")
-    assert page.locator(".strip-note").inner_text() == "the video is gone"
-    assert page.locator(".strip .frame").first.is_hidden()
+    assert page.evaluate("seeks") == [[8.5, None]]
+    page.evaluate("component.fail('the video is gone')")
+    assert page.locator(".frame-strip-error").inner_text() == "the video is gone"
+    assert page.locator(".frame-strip .frame").first.is_hidden()
 
 
 def test_text_is_never_markup(page: Any) -> None:

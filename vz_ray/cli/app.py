@@ -13,7 +13,7 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import StopRequested
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 C = TypeVar("C")
 
@@ -71,13 +71,3 @@ def resolve_config(schema: type[C], arguments: list[str] | None, default: str | 
         print(to_yaml(config), end="")
         raise typer.Exit
     return config
-
-
-def make_console(min_width: int = 0) -> Console:
-    """Return a console; without a terminal, it is at least `min_width` columns wide."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, min_width)
-    return console

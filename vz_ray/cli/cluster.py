@@ -8,8 +8,17 @@ from typing import Annotated
 
 import typer
 
-from vz_ray.cli.app import app, make_console
+from vz_ray.cli.app import app
+from vz_ray.utils.console import make_console
 from vz_ray.utils.errors import UserError
+
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Files or directories to exclude: docs, '*.mp4'.", show_default=False)
+]
+EnvVars = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=VALUE for the job; visible in the dashboard, so pass no secrets.", show_default=False),
+]
 
 
 @app.command(rich_help_panel="On a cluster")
@@ -29,15 +38,9 @@ def submit(
     jobs: Annotated[bool, typer.Option("--jobs", help="List the jobs of the cluster.")] = False,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Print the job's output.")] = True,
     working_dir: Annotated[Path, typer.Option(help="Directory to upload: files tracked by git.")] = Path("."),
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Files or directories to exclude: docs, '*.mp4'.", show_default=False),
-    ] = None,
+    exclude: Exclude = None,
     limit_mib: Annotated[float, typer.Option(help="Maximum upload size in MiB.", min=0)] = 100.0,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE for the job; visible in the dashboard, so pass no secrets.", show_default=False),
-    ] = None,
+    env: EnvVars = None,
     grace_s: Annotated[
         int, typer.Option(help="Seconds for the checkpoint before a stopped job is killed.", min=1)
     ] = 600,
@@ -62,12 +65,9 @@ def submit(
 
     if sum((bool(arguments), bool(attach), bool(stop), jobs)) != 1:
         raise UserError("give exactly one of: a command to run, --attach NAME, --stop NAME, --jobs")
-    variables = dict(pair.split("=", 1) for pair in env or [] if "=" in pair)
-    if len(variables) < len(env or []):
-        raise UserError(f"--env is {', '.join(env or [])}; each value must be NAME=VALUE")
-    exclude = exclude or []
+    variables = _parse_variables(env or [])
     options = submit.SubmitOptions(
-        address, working_dir, exclude, limit_mib, variables, grace_s, allow_version_mismatch, follow
+        address, working_dir, exclude or [], limit_mib, variables, grace_s, allow_version_mismatch, follow
     )
     if jobs:
         submit.list_jobs(options)
@@ -79,6 +79,14 @@ def submit(
     else:
         command = submit.JobCommand.parse(arguments or [])
         raise typer.Exit(submit.run_submit(command, options, check_only=check))
+
+
+def _parse_variables(pairs: list[str]) -> dict[str, str]:
+    """Parse NAME=VALUE pairs."""
+    variables = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(variables) < len(pairs):
+        raise UserError(f"--env is {', '.join(pairs)}; each value must be NAME=VALUE")
+    return variables
 
 
 @app.command(rich_help_panel="On a cluster")

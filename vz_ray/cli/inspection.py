@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vz_ray.cli.app import app, make_console
+from vz_ray.cli.app import app
+from vz_ray.utils.console import make_console
 
 
 @app.command(rich_help_panel="Inspecting runs")

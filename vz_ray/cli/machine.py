@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from vz_ray.cli.app import app, make_console
+from vz_ray.cli.app import app
+from vz_ray.utils.console import make_console
 from vz_ray.utils.errors import UserError
 
 
@@ -66,7 +67,7 @@ def clip(
     from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
 
     if (segment is None) != overview:
-        raise UserError("got none or both of --segment START END and --overview; give one of them")
+        raise UserError("got none or both of --segment START END and --overview; give one")
     request = OverviewRequest(fps or 0.5, max_frames) if segment is None else ZoomRequest(*segment, fps or 2.0)
     size = FrameSize(min_pixels=min(FrameSize().min_pixels, max_pixels), max_pixels=max_pixels)
     config = ClipsConfig(decoder=decoder)

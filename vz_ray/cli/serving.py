@@ -43,7 +43,7 @@ def roll(
     from vz_ray.serve.launch import run_roll
 
     if (model is None) != back:
-        raise UserError("got none or both of MODEL and --back; give one of them")
+        raise UserError("got none or both of MODEL and --back; give one")
     run_roll(model, log_dir)
 
 

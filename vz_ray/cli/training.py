@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vz_ray.cli.app import ConfigArguments, DryRun, app, make_console, resolve_config
+from vz_ray.cli.app import ConfigArguments, DryRun, app, resolve_config
+from vz_ray.utils.console import make_console
 from vz_ray.utils.errors import UserError
 
 

@@ -20,8 +20,8 @@ class RayConfig(Section):
     object_store_mib: int = number(512, minimum=80)
     """Object store of a private cluster in MiB of shared memory."""
     metrics_port: int = number(0, minimum=0, maximum=65535, reason="; 0 chooses a free port")
-    """Port of a private cluster's Prometheus metrics; 0 chooses a free port, recorded in `scrape.json` of the
-    run directory."""
+    """Port of a private cluster's Prometheus metrics; 0 chooses a free port, recorded in
+    `prometheus_targets.json` of the run directory."""
     start_timeout_s: float = timeout("ray_start_s")
     """Timeout of starting or joining the cluster."""
     use_gpus: str = choice("auto", "always", "never")

@@ -36,7 +36,7 @@ _CONTROL_TOKENS = (*VISION_PLACEHOLDERS, "<|im_start|>", "<|im_end|>")
 
 
 class SampleEncodingError(ValueError):
-    """A trajectory cannot be converted, because its text contains the image marker."""
+    """A trajectory cannot be converted: its text contains `<image>`, or its markers and frames do not match."""
 
 
 def trajectory_to_sample(
@@ -111,7 +111,7 @@ def sample_to_trajectory(
         name: Id of the trajectory, unique in the file.
 
     Raises:
-        ValueError: The sample is invalid; names the cause.
+        ValueError: The sample is invalid. The message names the cause.
     """
     system, messages = _parse_sample(sample)
     remaining_frames = iter(frames)
@@ -119,8 +119,10 @@ def sample_to_trajectory(
     def take_frames(message: _SftMessage) -> list[Frame]:
         return list(islice(remaining_frames, message.num_images))
 
-    opening = [("user", messages[0].text)] if system is None else [("system", system), ("user", messages[0].text)]
-    context = chat_format.encode_messages(opening, take_frames(messages[0]))
+    first_messages = (
+        [("user", messages[0].text)] if system is None else [("system", system), ("user", messages[0].text)]
+    )
+    context = chat_format.encode_messages(first_messages, take_frames(messages[0]))
     prompt: TokenContext | None = None
     turns: list[Turn] = []
     for answer, reply in zip(messages[1::2], [*messages[2::2], None], strict=True):
@@ -150,7 +152,7 @@ def sample_to_trajectory(
 
 
 def _concatenate(*contexts: TokenContext | None) -> TokenContext:
-    """Concatenate contexts, without None."""
+    """Concatenate the contexts that are not None."""
     present = [context for context in contexts if context is not None]
     return TokenContext(
         compact_ids=tuple(token for context in present for token in context.compact_ids),
@@ -173,7 +175,7 @@ def _parse_sample(sample: Any) -> tuple[str | None, list[_SftMessage]]:
     """Return the system message of a sample, and the alternating user and assistant messages.
 
     Raises:
-        ValueError: The sample is invalid; names the cause.
+        ValueError: The sample is invalid. The message names the cause.
     """
     if not isinstance(sample, Mapping):
         raise ValueError(f"expected an object, got {type(sample).__name__}")
@@ -226,7 +228,7 @@ class SftFile:
         """Read and validate a file.
 
         Raises:
-            UserError: The file, a record or an image is missing or invalid; names the record.
+            UserError: The file, a record or an image is missing or invalid. The message names the record.
         """
         path = Path(path)
         records = _read_records(path)
@@ -256,7 +258,7 @@ class SftFile:
             on_progress: Called with the number of samples converted since the last call.
 
         Raises:
-            UserError: An image cannot be read; names the record.
+            UserError: An image cannot be read. The message names the record.
         """
         trajectories = []
         for number, record in enumerate(self.records):

@@ -225,7 +225,9 @@ async def _run_jobs(
 
         def report(values: Mapping[str, float]) -> None:
             run.progress.show_metrics(values)
-            metrics.log(stage.done, {metric: values[name] for name, metric in TEACHER_METRICS.items()})
+            row = {metric: values[name] for name, metric in TEACHER_METRICS.items()}
+            metrics.log(stage.done, row)
+            monitor.on_progress(stage.done, row)
 
         try:
             await runner.run_jobs(jobs, log, max_concurrent=max_concurrent, advance=advance, report=report)

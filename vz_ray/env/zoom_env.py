@@ -121,7 +121,7 @@ class ZoomEnv:
             self._finish(EpisodeStatus.TRUNCATED)
 
     def step(self, action: SampledAction | ExternalAction, seconds: float = 0.0) -> ZoomRequest | None:
-        """Apply a turn of the policy. Return the clip to decode; None if there is none."""
+        """Apply a turn of the policy. Return the request to decode; None if the turn has no accepted zoom call."""
         self._require_state(EnvState.AWAITING_TURN)
         text = self.chat_format.decode_turn(action.token_ids)
         parsed = parse_turn(

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from vz_ray.config.ablation import FULL, variant_title
 from vz_ray.eval.ablation_results import ABLATION_MARKDOWN, ACCURACY, ClaimStatus
-from vz_ray.eval.tables import format_number, format_percent, results_table, wide_console
+from vz_ray.eval.tables import number_cell, percent_cell, results_table
 from vz_ray.utils.atomic_files import write_atomic
+from vz_ray.utils.console import make_console
 
 Json = Mapping[str, Any]
 
@@ -70,13 +71,13 @@ def _variants(ablation: Json) -> TextTable:
         rows.append(
             [
                 variant_title(name),
-                format_percent(variant["accuracy"] and variant["accuracy"]["mean"]),
+                percent_cell(variant["accuracy"] and variant["accuracy"]["mean"]),
                 _format_interval(variant["accuracy"], 100, 1),
-                " / ".join(format_percent(run and run["accuracy"]) for run in runs),
-                format_number(variant["frames_mean"]),
-                format_number(zooms and zooms["mean"], 2),
-                format_percent(variant["zoom_call_rate"]),
-                format_percent(variant["valid_zoom_rate"]),
+                " / ".join(percent_cell(run and run["accuracy"]) for run in runs),
+                number_cell(variant["frames_mean"]),
+                number_cell(zooms and zooms["mean"], 2),
+                percent_cell(variant["zoom_call_rate"]),
+                percent_cell(variant["valid_zoom_rate"]),
             ]
         )
     title = f"Needle world, {ablation['questions']} questions about {ablation['videos']} videos"
@@ -107,8 +108,8 @@ def _paper(ablation: Json) -> TextTable:
     rows = [
         [
             variant_title(name),
-            *(format_number(variant["paper"]["accuracy"].get(key)) for key in PAPER_COLUMNS),
-            format_number(variant["paper"]["zooms"], 0),
+            *(number_cell(variant["paper"]["accuracy"].get(key)) for key in PAPER_COLUMNS),
+            number_cell(variant["paper"]["zooms"], 0),
         ]
         for name, variant in ablation["variants"].items()
     ]
@@ -163,7 +164,7 @@ def write_markdown(run_dir: Path, ablation: Json) -> None:
 
 def print_ablation(ablation: Json, console: Console | None = None) -> None:
     """Print the tables and notes of an ablation."""
-    console = wide_console(console, ABLATION_WIDTH)
+    console = make_console(ABLATION_WIDTH, console)
     if FULL not in ablation["variants"]:
         console.print(f"variant {FULL} has no results yet", highlight=False)
         return

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from vz_ray.eval.benchmark_results import scale_value
 from vz_ray.eval.eval_mode import EvalMode
-from vz_ray.eval.tables import format_number, format_percent, results_table, wide_console
+from vz_ray.eval.tables import number_cell, percent_cell, results_table
+from vz_ray.utils.console import make_console
 
 BENCHMARKS_WIDTH = 180
 """Minimum width in columns if the output is not a terminal."""
@@ -45,19 +46,19 @@ def headline_tables(report: Json, width: int) -> list[Table]:
 
 
 def _values(score: Json, models: Sequence[str]) -> list[str]:
-    values = [format_number(scale_value(score[name], score["scale"])) for name in ("strict", "lenient")]
-    return [str(score["count"]), *values, *(format_number(score["paper"].get(model)) for model in models)]
+    values = [number_cell(scale_value(score[name], score["scale"])) for name in ("strict", "lenient")]
+    return [str(score["count"]), *values, *(number_cell(score["paper"].get(model)) for model in models)]
 
 
 def _costs(results: Json) -> list[str]:
     metrics, statuses = results["metrics"], results["answer_status"]["strict"]
     return [
-        format_number(metrics["frames_mean"]),
-        format_number(metrics["frames_p95"], 0),
-        format_number(metrics["zooms_mean"], 2),
-        format_percent(metrics["valid_zoom_rate"]),
-        format_percent(metrics["event_coverage"]),
-        format_number(metrics["seconds_mean"], 2),
+        number_cell(metrics["frames_mean"]),
+        number_cell(metrics["frames_p95"], 0),
+        number_cell(metrics["zooms_mean"], 2),
+        percent_cell(metrics["valid_zoom_rate"]),
+        percent_cell(metrics["event_coverage"]),
+        number_cell(metrics["seconds_mean"], 2),
         str(statuses["unparsed"] + statuses["no_answer"]),
         str(statuses["unjudged"] + statuses["failed"]),
     ]
@@ -82,8 +83,8 @@ def _breakdown_table(name: str, benchmark: Json, paper: Json) -> Table:
     for category, row in rows.items():
         first_score = next(iter(row.values()))
         scores = [row.get(mode) for mode in benchmark["modes"]]
-        values = [format_number(scale_value(score["strict"], score["scale"]) if score else None) for score in scores]
-        paper_values = [format_number(first_score["paper"].get(model)) for model in models]
+        values = [number_cell(scale_value(score["strict"], score["scale"]) if score else None) for score in scores]
+        paper_values = [number_cell(first_score["paper"].get(model)) for model in models]
         table.add_row(category, *values, *paper_values, str(first_score["count"]))
     return table
 
@@ -119,7 +120,7 @@ def benchmark_notes(benchmark: Json) -> list[str]:
 
 def print_benchmark_results(report: Json, console: Console | None = None) -> None:
     """Print the tables and notes of a run."""
-    console = wide_console(console, BENCHMARKS_WIDTH)
+    console = make_console(BENCHMARKS_WIDTH, console)
     for benchmark in report["benchmarks"].values():
         for table in breakdown_tables(benchmark, report["paper"]):
             console.print(table)

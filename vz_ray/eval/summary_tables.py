@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vz_ray.env.failure_modes import FailureMode
-from vz_ray.eval.tables import format_number, format_percent, wide_console
+from vz_ray.eval.tables import number_cell, percent_cell
+from vz_ray.utils.console import make_console
 from vz_ray.utils.durations import format_duration
 
 SUMMARY_WIDTH = 110
@@ -96,14 +97,14 @@ def evaluations_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
         accuracy = row["accuracy"]
         table.add_row(
             stage_title(stage),
-            format_percent(accuracy and accuracy["mean"]),
-            f"{format_percent(accuracy['low'])}-{format_percent(accuracy['high'])}" if accuracy else "-",
-            format_percent(row["reading_accuracy"]),
-            format_number(row["frames_mean"]),
-            format_number(row["zooms_mean"], 2),
-            format_percent(row["valid_zoom_rate"]),
-            format_percent(row["event_coverage"]),
-            format_number(row["seconds_mean"], 2),
+            percent_cell(accuracy and accuracy["mean"]),
+            f"{percent_cell(accuracy['low'])}-{percent_cell(accuracy['high'])}" if accuracy else "-",
+            percent_cell(row["reading_accuracy"]),
+            number_cell(row["frames_mean"]),
+            number_cell(row["zooms_mean"], 2),
+            percent_cell(row["valid_zoom_rate"]),
+            percent_cell(row["event_coverage"]),
+            number_cell(row["seconds_mean"], 2),
             str(row["questions"]) + (f" (+{row['invalid']} invalid)" if row["invalid"] else ""),
         )
     return table
@@ -120,7 +121,7 @@ def failures_table(failures: Mapping[str, Mapping[str, int]], evaluations: Mappi
     for failure in FailureMode:
         counts = {stage: failures[stage].get(failure, 0) for stage in stages}
         if any(counts.values()):
-            cells = (f"{format_percent(count / episodes[s])} ({count})" for s, count in counts.items())
+            cells = (f"{percent_cell(count / episodes[s])} ({count})" for s, count in counts.items())
             table.add_row(failure.replace("_", " "), *cells)
     return table
 
@@ -160,7 +161,7 @@ def _invalid_lines(evaluations: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the summary of a run: evaluations, failure modes, gains, training health, wall times."""
-    console = wide_console(console, SUMMARY_WIDTH)
+    console = make_console(SUMMARY_WIDTH, console)
     console.print(evaluations_table(summary["evaluations"]))
     failures = failures_table(summary["failures"], summary["evaluations"])
     if failures.row_count:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 
-def format_number(value: float | None, digits: int = 1) -> str:
+def number_cell(value: float | None, digits: int = 1) -> str:
+    """Format a number of a cell; `-` if it is missing."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def format_percent(value: float | None) -> str:
-    return format_number(None if value is None else 100 * value)
+def percent_cell(value: float | None) -> str:
+    """Format a fraction in percent, without the sign, which is in the heading."""
+    return number_cell(None if value is None else 100 * value)
 
 
 def results_table(title: str, *headings: str, first: str = "", first_width: int | None = None) -> Table:
@@ -25,11 +26,3 @@ def results_table(title: str, *headings: str, first: str = "", first_width: int 
     for heading in headings:
         table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
     return table
-
-
-def wide_console(console: Console | None, min_width: int) -> Console:
-    """Return `console`, or one for stdout, with a minimum width in columns if the output is not a terminal."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, min_width)
-    return console

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
+from vz_ray.utils.errors import join_first
 from vz_ray.utils.torchvision_ops import PTH_NAME
 
 GIB = 1 << 30
@@ -84,8 +85,7 @@ def check_locked_versions(lock_dir: Path = LOCK_DIR) -> CheckResult:
         if not _matches(installed.get(pin), version)
     ]
     problems = missing + different
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-    detail = "; ".join(problems[:5]) + more
+    detail = join_first(problems, 5)
     fix = "run `pip install --no-deps -r requirements/gpu.lock`" if on_gpu else REINSTALL
     return _result(name, not problems, detail or f"{len(pins)} as locked", fix)
 

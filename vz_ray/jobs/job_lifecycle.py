@@ -55,10 +55,10 @@ class JobSpec:
     @property
     def entrypoint(self) -> str:
         """Command line of the job. `exec` replaces the shell, so a stop signal reaches the run itself."""
-        words = ["python", "-m", "vz_ray.cli", self.command, *self.arguments]
-        if not any(word.startswith("ray.address=") for word in words):
-            words.append("ray.address=auto")
-        return f"exec {shlex.join(words)}"
+        command = ["python", "-m", "vz_ray.cli", self.command, *self.arguments]
+        if not any(argument.startswith("ray.address=") for argument in command):
+            command.append("ray.address=auto")
+        return f"exec {shlex.join(command)}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -108,7 +108,7 @@ def find_job(client: JobClient, name: str) -> JobInfo:
     """Return the newest attempt of a run, or the job with this id.
 
     Raises:
-        UserError: There is no such job; the error lists the existing ones.
+        UserError: The job does not exist. The error lists the existing jobs.
     """
     jobs = client.list_jobs()
     matches = attempts_of_run(jobs, name)[-1:] or [job for job in jobs if job.id == name]

@@ -44,6 +44,7 @@ from vz_ray.jobs.resource_demands import (
 )
 from vz_ray.monitoring.checks import CheckResult, CheckStatus
 from vz_ray.utils.code_fingerprint import code_fingerprint
+from vz_ray.utils.errors import join_first
 
 GIB = 1 << 30
 _CHECKPOINT_PARTS = 6
@@ -210,7 +211,7 @@ def _check_versions(reports: Sequence[NodeReport]) -> CheckResult:
             "use the same image on every node, or submit the code as the working directory of the job, as "
             "`vz-ray submit` does"
         )
-        return CheckResult("versions", CheckStatus.FAILED, _join(problems), fix)
+        return CheckResult("versions", CheckStatus.FAILED, join_first(problems, _MAX_LISTED), fix)
     versions = ", ".join(f"{name} {version}" for name, version in driver.items())
     return CheckResult("versions", CheckStatus.OK, f"the same on {len(reports)} nodes: {versions}")
 
@@ -228,7 +229,7 @@ def _check_volumes(config: ClusterConfig, reports: Sequence[NodeReport]) -> Chec
         problems.append(shortage)
     if problems:
         fix = "mount the volumes of models and runs at these paths on every node, writable and with enough free space"
-        return CheckResult("volumes", CheckStatus.FAILED, _join(problems), fix)
+        return CheckResult("volumes", CheckStatus.FAILED, join_first(problems, _MAX_LISTED), fix)
     volumes = [f"runs {runs}"] if runs else []
     volumes += [f"model {config.model}"] if config.model else []
     return CheckResult("volumes", CheckStatus.OK, f"{', '.join(volumes)}: on every node that needs them")
@@ -243,7 +244,7 @@ def _check_secrets(config: ClusterConfig, reports: Sequence[NodeReport]) -> list
     ]
     if problems:
         fix = "set it in the environment of the node processes, from a Secret of the cluster"
-        return [CheckResult("secrets", CheckStatus.FAILED, _join(problems), fix)]
+        return [CheckResult("secrets", CheckStatus.FAILED, join_first(problems, _MAX_LISTED), fix)]
     detail = f"{', '.join(env_vars)}: set on all nodes with rollout workers"
     return [CheckResult("secrets", CheckStatus.OK, detail)]
 
@@ -281,13 +282,10 @@ def _check_shared_memory(config: ClusterConfig, reports: Sequence[NodeReport]) -
         if report.shm_free_bytes < needed
     ]
     if too_small:
-        detail = f"two sets of weights need {needed / GIB:.1f} GiB of /dev/shm; {_join(too_small)} free"
+        detail = (
+            f"two sets of weights need {needed / GIB:.1f} GiB of /dev/shm; {join_first(too_small, _MAX_LISTED)} free"
+        )
         fix = "mount an emptyDir with medium Memory (docker run --shm-size), or set weights.shm_dir"
         return [CheckResult("shared memory", CheckStatus.FAILED, detail, fix)]
     detail = f"two sets of weights need {needed / GIB:.2f} GiB"
     return [CheckResult("shared memory", CheckStatus.OK, detail)]
-
-
-def _join(problems: Sequence[str]) -> str:
-    more = f"; and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
-    return "; ".join(problems[:_MAX_LISTED]) + more

@@ -58,15 +58,15 @@ class JobCommand:
     config: ClusterConfig
 
     @classmethod
-    def parse(cls, words: Sequence[str]) -> JobCommand:
+    def parse(cls, arguments: Sequence[str]) -> JobCommand:
         """Parse `[train] conf/x.yaml key=value ...`; the default command is `train`.
 
         Raises:
             UserError: The command, a key or a value is invalid.
         """
-        first = words[0] if words else ""
+        first = arguments[0] if arguments else ""
         has_command = bool(first) and "=" not in first and not is_config_file(first)
-        command, arguments = (first, list(words[1:])) if has_command else ("train", list(words))
+        command, arguments = (first, arguments[1:]) if has_command else ("train", arguments)
         if command not in CONFIG_CLASSES:
             raise UserError(f"{command!r} cannot run as a job; use one of {', '.join(CONFIG_CLASSES)}")
         file, overrides = split_arguments(arguments)
@@ -120,9 +120,9 @@ def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool)
     console.print(f"cluster  {client.address}, Ray {client.ray_version}")
     size_mib = package.total_bytes / MIB
     console.print(f"upload   {len(package.files)} files, {size_mib:.1f} MiB, from {package.root.resolve()}")
-    words = ["preflight", command.command] if check_only else [command.command]
+    subcommand = ["preflight", command.command] if check_only else [command.command]
     name = f"{command.config.name}-{CHECK_SUFFIX}" if check_only else str(command.config.name)
-    spec = JobSpec(name, words[0], [*words[1:], *command.arguments], options.env_vars, options.grace_s)
+    spec = JobSpec(name, subcommand[0], [*subcommand[1:], *command.arguments], options.env_vars, options.grace_s)
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "working_dir.zip"
         package.write(archive)

@@ -151,11 +151,11 @@ def _kernel_failure(device: torch.device, dtype: torch.dtype, width: int) -> str
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, 9, width) for heads in (4, 2, 2)]
     inputs = [torch.randn(s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
-    mix = torch.randn(1, 9, 4, width, generator=generator).to(device, dtype)
+    grad_output = torch.randn(1, 9, 4, width, generator=generator).to(device, dtype)
 
     def run(attention: Callable[..., Tensor]) -> list[Tensor]:
         out = attention(*inputs, width**-0.5, layout)
-        return [out.detach(), *torch.autograd.grad(out, inputs, mix)]
+        return [out.detach(), *torch.autograd.grad(out, inputs, grad_output)]
 
     # The hooks hide this computation from gradient checkpointing, which does not repeat it.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
@@ -211,9 +211,9 @@ class SegmentAttention(torch.autograd.Function):
             torch.empty_like(query),
             query.new_empty(query.shape[:-1], dtype=_accumulation_dtype(query.dtype)),
         )
-        for q, k, causal, first in _parts(layout, query):
+        for q, k, causal, is_first in _parts(layout, query):
             part, part_lse = _attend(query[:, :, q], key[:, :, k], value[:, :, k], causal, scaling)
-            if first:
+            if is_first:
                 out[:, :, q], lse[:, :, q] = part, part_lse
                 continue
             joint_lse = torch.logaddexp(lse[:, :, q], part_lse)

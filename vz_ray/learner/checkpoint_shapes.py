@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vz_ray.utils.errors import UserError
+from vz_ray.utils.errors import UserError, join_first
 
 Shape = tuple[int, ...]
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -170,6 +170,4 @@ def _find_mismatches(
 
 
 def _listed(names: list[str]) -> str:
-    """Join the first names and the number of the others."""
-    more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return join_first(names, _MAX_LISTED, ", ")

@@ -1,6 +1,6 @@
 """One rank of the learner as a Ray actor: the methods of `Trainer`, with pixels from a frame source.
 
-Each rank fetches the frames of its own share. Rank 0 writes weights, checkpoints and exports, while all
+Each rank fetches the frames of its share. Rank 0 writes weights, checkpoints and exports, while all
 ranks gather.
 """
 

@@ -4,7 +4,7 @@
 
 Configuration, run directory and checkpoints are those of `vz-ray sft`. Each command resumes the other's
 runs, on any number of ranks. torchrun sets the number of ranks in place of `learner.world_size`. The `ray`
-and `clips` sections are ignored: every rank decodes the frames of its own share in a thread.
+and `clips` sections are ignored: every rank decodes the frames of its share in a thread.
 
     all ranks    read the trajectories, take each step, save and export together
     rank 0       locks the run directory, writes metrics, displays progress
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.load import load_config, to_yaml
+from vz_ray.config.load import load_config, split_arguments, to_yaml
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.data.sft_data import read_samples, read_sft_data
 from vz_ray.env.trajectory import Trajectory
@@ -69,14 +69,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> SftRunConfig:
     if not arguments or arguments[0] != "sft":
         raise UserError(USAGE)
-    files = [arg for arg in arguments[1:] if arg.endswith((".yaml", ".yml")) and "=" not in arg]
-    if len(files) > 1:
-        raise UserError(
-            f"{len(files)} config files were given ({', '.join(files)}); at most one is allowed. "
-            "A config file can extend another."
-        )
-    overrides = [arg for arg in arguments[1:] if arg not in files]
-    return load_config(SftRunConfig, files[0] if files else None, overrides)
+    return load_config(SftRunConfig, *split_arguments(arguments[1:]))
 
 
 def train_sft(config: SftRunConfig) -> Path:

@@ -1,7 +1,7 @@
 """SFT and GRPO steps of one model, run on every rank in lockstep: plain torch.distributed and DeepSpeed.
 
 Every rank receives all trajectories, which carry no pixels. Each rank computes the same micro-batch plan and
-fetches the pixels of its own share, ahead of the computation in a thread (`micro_batches`). One GRPO step:
+fetches the pixels of its share, ahead of the computation in a thread (`micro_batches`). One GRPO step:
 
     groups --> drop uninformative groups --> advantages --> mini-batches
     before any update, per mini-batch:    old log-probs, reference log-probs

@@ -91,7 +91,7 @@ def run_ablation(config: AblationConfig) -> None:
             asyncio.run(_AblationRunner(config, run, layout, stages).run(remaining))
         results = write_ablation_results(config, layout)
     print_ablation(results)
-    print(f"figures: {run.run_dir.path / ABLATION_JSON}\npage: {run.run_dir.path / REPORT_FILE}")
+    print(f"results: {run.run_dir.path / ABLATION_JSON}\nreport: {run.run_dir.path / REPORT_FILE}")
 
 
 def make_needle_datasets(config: AblationConfig, run: RunContext) -> None:
@@ -270,10 +270,8 @@ class _AblationRunner:
         self, config: QuickstartConfig, stage: AblationStage, run: RunContext, scheduler: RolloutScheduler
     ) -> EvalLog:
         """Sample several episodes of the policy for each SFT task."""
-        reflection, model = (
-            self.config.reflection,
-            self.layout.cold_start_model(stage.seed, StageKind.EXEMPLARS),
-        )
+        reflection = self.config.reflection
+        model = self.layout.cold_start_model(stage.seed, StageKind.EXEMPLARS)
         tasks = read_tasks(config.data.sft)
         identity = {"model": str(model), "tasks": config.data.sft, "temperature": reflection.temperature}
         log = EvalLog(self.layout.policy_episodes(stage.seed), identity)

@@ -25,7 +25,7 @@ class QuestionKind(StrEnum):
     COUNT = "count"
     """How many times a symbol flashes in the one shot with the border."""
     DECOY = "decoy"
-    """Two shots have the border; one of them has no flash."""
+    """Two shots have the border; one shot has no flash."""
     DEEP = "deep"
     """The border is visible for an eighth of a night scene: two zooms."""
 
@@ -52,7 +52,7 @@ class NeedleQuestion:
         text: Text for the model, including options.
         answer: Letter or number.
         symbol: Symbol of the flashes.
-        evidence_spans: Spans of the flashes. A count requires all of them.
+        evidence_spans: Spans of the flashes. A count requires all spans.
         zoom_path: Segments that the oracle zooms into, in order, including detours.
         border_spans: Spans of the border, in order.
     """

@@ -50,7 +50,7 @@ class MemoryAdvice:
     Attributes:
         component: `learner` or `engine`.
         single_changes: Single changes that save memory, cheapest first.
-        combined_change: Minimal set of changes with which the component fits; None if all of them together
+        combined_change: Minimal set of changes with which the component fits; None if all changes together
             do not suffice.
     """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vz_ray.config.learner import LearnerConfig, LoraConfig
 from vz_ray.planning.model_shape import ModelShape
 
-_TEXT, _VISION = "model.language_model.", "model.visual."
+_TEXT_PREFIX, _VISION_PREFIX = "model.language_model.", "model.visual."
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +48,28 @@ def count_trainable_params(shape: ModelShape, learner: LearnerConfig) -> Trainab
         UserError: A pattern of `learner.lora.target_modules` matches no linear layer.
     """
     if learner.lora.rank:
-        return _adapters(shape, learner.lora)
+        return _count_adapter_params(shape, learner.lora)
     embedding = shape.text.vocab_size * shape.text.hidden
     if learner.freeze_vision:
         return TrainableParams(shape.text.parameters, 0, shape.vision.parameters, embedding)
     return TrainableParams(shape.text.parameters, shape.vision.parameters, 0, embedding)
 
 
-def _adapters(shape: ModelShape, lora: LoraConfig) -> TrainableParams:
+def _count_adapter_params(shape: ModelShape, lora: LoraConfig) -> TrainableParams:
     """Count A `[rank, in]` and B `[out, rank]` of each matching layer, and the merger if it is trained."""
     linear = dict(adaptable_layers(shape))
     adapted = {name: linear[name] for name in lora.match_layers(list(linear))}
-    counts = dict.fromkeys((_TEXT, _VISION), 0)
+    counts = dict.fromkeys((_TEXT_PREFIX, _VISION_PREFIX), 0)
     for name, sizes in adapted.items():
-        counts[_TEXT if name.startswith(_TEXT) else _VISION] += lora.rank * sum(sizes)
+        counts[_TEXT_PREFIX if name.startswith(_TEXT_PREFIX) else _VISION_PREFIX] += lora.rank * sum(sizes)
     merger = shape.vision.merger_parameters if lora.train_merger else 0
     tensors = [lora.rank * max(sizes) for sizes in adapted.values()]
     if lora.train_merger:
         tensors.append(shape.vision.merger_hidden**2)
-    inputs = sum(sizes[0] for name, sizes in adapted.items() if name.startswith(_TEXT))
+    inputs = sum(sizes[0] for name, sizes in adapted.items() if name.startswith(_TEXT_PREFIX))
     return TrainableParams(
-        text=counts[_TEXT],
-        vision=counts[_VISION] + merger,
+        text=counts[_TEXT_PREFIX],
+        vision=counts[_VISION_PREFIX] + merger,
         frozen=shape.parameters - merger,
         largest_tensor=max(tensors),
         dropout_inputs=inputs if lora.dropout else 0,
@@ -83,22 +83,22 @@ def adaptable_layers(shape: ModelShape) -> Iterator[tuple[str, tuple[int, int]]]
     """
     text, vision = shape.text, shape.vision
     for block in range(vision.depth):
-        name = f"{_VISION}blocks.{block}."
+        name = f"{_VISION_PREFIX}blocks.{block}."
         yield f"{name}attn.qkv", (vision.hidden, 3 * vision.hidden)
         yield f"{name}attn.proj", (vision.hidden, vision.hidden)
-        yield from _mlp(name, vision.hidden, vision.intermediate)
-    yield f"{_VISION}merger.mlp.0", (vision.merger_hidden, vision.merger_hidden)
-    yield f"{_VISION}merger.mlp.2", (vision.merger_hidden, vision.out_hidden)
+        yield from _mlp_layers(name, vision.hidden, vision.intermediate)
+    yield f"{_VISION_PREFIX}merger.mlp.0", (vision.merger_hidden, vision.merger_hidden)
+    yield f"{_VISION_PREFIX}merger.mlp.2", (vision.merger_hidden, vision.out_hidden)
     for layer in range(text.layers):
-        name = f"{_TEXT}layers.{layer}."
+        name = f"{_TEXT_PREFIX}layers.{layer}."
         yield f"{name}self_attn.q_proj", (text.hidden, text.hidden)
         yield f"{name}self_attn.k_proj", (text.hidden, text.kv_dim)
         yield f"{name}self_attn.v_proj", (text.hidden, text.kv_dim)
         yield f"{name}self_attn.o_proj", (text.hidden, text.hidden)
-        yield from _mlp(name, text.hidden, text.intermediate)
+        yield from _mlp_layers(name, text.hidden, text.intermediate)
 
 
-def _mlp(name: str, hidden: int, intermediate: int) -> Iterator[tuple[str, tuple[int, int]]]:
+def _mlp_layers(name: str, hidden: int, intermediate: int) -> Iterator[tuple[str, tuple[int, int]]]:
     yield f"{name}mlp.gate_proj", (hidden, intermediate)
     yield f"{name}mlp.up_proj", (hidden, intermediate)
     yield f"{name}mlp.down_proj", (intermediate, hidden)

@@ -45,15 +45,15 @@ def _strip(
     """Render the frames of a context as thumbnails with times; frames of an evidence span are highlighted."""
     items = []
     for ref in evenly_spaced(context.frame_refs, max_frames):
-        hit = any(start <= ref.pts_s < end for start, end in spans)
-        picture = thumbnails.get(ref)
-        image = f'<img src="{picture}" alt="" loading="lazy">' if picture else '<i class="nopicture"></i>'
-        mark = ' class="hit"' if hit else ""
-        items.append(f"<li{mark}>{image}<span>{format_clock(ref.pts_s)}</span></li>")
+        in_event = any(start <= ref.pts_s < end for start, end in spans)
+        image_uri = thumbnails.get(ref)
+        image = f'<img src="{image_uri}" alt="" loading="lazy">' if image_uri else '<i class="no-image"></i>'
+        css_class = ' class="in-event"' if in_event else ""
+        items.append(f"<li{css_class}>{image}<span>{format_clock(ref.pts_s)}</span></li>")
     num_hidden = len(context.frame_refs) - len(items)
     more = f'<li class="more">and {num_hidden} more</li>' if num_hidden else ""
     tiny = " tiny" if items and max(context.frame_refs[0].width, context.frame_refs[0].height) <= 64 else ""
-    return f'<ol class="strip{tiny}">{"".join(items)}{more}</ol>' if items else ""
+    return f'<ol class="frame-strip{tiny}">{"".join(items)}{more}</ol>' if items else ""
 
 
 def _turn(turn: Turn, index: int, strip: Callable[[TokenContext], str]) -> str:
@@ -62,11 +62,13 @@ def _turn(turn: Turn, index: int, strip: Callable[[TokenContext], str]) -> str:
         span = f"{format_clock(turn.zoom.start_s)}–{format_clock(turn.zoom.end_s)} at {turn.zoom.fps:g} fps"
         span += "" if turn.requested_fps is None else f" (requested: {turn.requested_fps:g} fps)"
         clip = strip(turn.observation) if turn.observation else ""
-        result = f'<p class="got">Zoom {span}</p>{clip}'
+        result = f'<p class="zoom-result">Zoom {span}</p>{clip}'
     elif isinstance(turn.zoom, RejectedZoom):
-        result = f'<p class="got refused">Zoom rejected ({escape(turn.zoom.kind)}): {escape(turn.zoom.message)}</p>'
-    text = _TAG.sub(r'<span class="mark">\1</span>', escape(turn.text.strip()))
-    return f'<div class="turn"><h4>Turn {index}</h4><div class="said">{text}</div>{result}</div>'
+        result = (
+            f'<p class="zoom-result refused">Zoom rejected ({escape(turn.zoom.kind)}): {escape(turn.zoom.message)}</p>'
+        )
+    text = _TAG.sub(r'<span class="tag-text">\1</span>', escape(turn.text.strip()))
+    return f'<div class="turn"><h4>Turn {index}</h4><div class="turn-text">{text}</div>{result}</div>'
 
 
 def _outcome(trajectory: Trajectory) -> tuple[str, str]:

@@ -53,7 +53,7 @@ async def _episodes(run_dir: Path, frames: FrameSource, config: ReportConfig) ->
     if not cards:
         return ""
     legend = (
-        '<p class="note key"><span><b class="tick"></b>overview frame</span>'
+        '<p class="note legend-row"><span><b class="tick"></b>overview frame</span>'
         '<span><b class="zoom"></b>zoom, by turn and frame rate</span>'
         '<span><b class="zoom refused"></b>rejected zoom</span>'
         '<span><b class="event"></b>evidence span (time of its frames highlighted)</span></p>'

@@ -116,7 +116,7 @@ def _axes(x: AxisScale, y: AxisScale, x_ticks: Sequence[float], as_percent: bool
     for value in x_ticks:
         parts.append(f'<text class="mid" x="{x(value):.1f}" y="{floor + 15}">{tick_label(value)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="mid soft" x="{middle:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
+    parts.append(f'<text class="mid" x="{middle:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
     return "".join(parts)
 
 
@@ -130,7 +130,7 @@ def _whiskers(series: ChartSeries, x: AxisScale, y: AxisScale) -> str:
 def _dots(series: ChartSeries, x: AxisScale, y: AxisScale, as_percent: bool) -> str:
     """Render a dot with a tooltip per point; without markers, dots are invisible hover targets."""
     visible = series.markers or len(series.points) == 1
-    css_class, radius = ("dot", 4) if visible else ("dot hit", 6)
+    css_class, radius = ("dot", 4) if visible else ("dot hover-target", 6)
     return "".join(
         f'<circle class="{css_class}" cx="{x(px):.1f}" cy="{y(py):.1f}" r="{radius}">'
         f"<title>{escape(series.name)}: {_format_value(py, as_percent)} at {tick_label(px)}</title></circle>"

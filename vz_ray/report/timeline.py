@@ -45,7 +45,7 @@ def _bar(turn: int, zoom: ZoomRequest, length: float, error: str) -> str:
     box, kind = _box(start, end, length), "zoom refused" if error else "zoom"
     return (
         f'<div class="row"><b class="{kind}" style="{box}" title="{escape(title)}"></b>'
-        f'<span class="tag" style="{side}">turn {turn} · {zoom.fps:g} fps</span></div>'
+        f'<span class="zoom-label" style="{side}">turn {turn} · {zoom.fps:g} fps</span></div>'
     )
 
 

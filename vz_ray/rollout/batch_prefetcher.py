@@ -22,7 +22,7 @@ class BatchPrefetcher:
     """Start batches as early as the staleness bound allows. Cancel them when the context exits.
 
     Args:
-        collect: Collect the batch of a step.
+        collect: Collects the batch of a step.
         max_staleness: The bound k: maximum number of updates that a token may be behind.
         max_steps: Number of steps of the run.
     """

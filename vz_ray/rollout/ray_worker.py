@@ -16,7 +16,7 @@ from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, SamplingParams, Trajectory
 from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_worker import RolloutWorker, WorkerSetup, WorkerStats
-from vz_ray.rollout.vllm_engine import EngineFailedError
+from vz_ray.rollout.vllm_process import EngineFailedError
 from vz_ray.rollout.worker_bundles import WorkerBundles
 from vz_ray.rollout.worker_handle import WorkerLostError, WorkerUnschedulableError
 from vz_ray.utils.code_fingerprint import check_same_code, code_fingerprint

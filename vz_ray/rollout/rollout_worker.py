@@ -31,7 +31,8 @@ from vz_ray.env.trajectory import EpisodeId, RewardParts, SamplingParams, Trajec
 from vz_ray.monitoring.log_context import RunIdentity, log_context
 from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_output
 from vz_ray.rollout.engine_stats import EngineStats, WorkerCapacity
-from vz_ray.rollout.vllm_engine import EngineFailedError, VllmEngine
+from vz_ray.rollout.vllm_engine import VllmEngine
+from vz_ray.rollout.vllm_process import EngineFailedError
 from vz_ray.utils.stack_dump import format_stacks
 from vz_ray.utils.timeouts import with_timeout
 

@@ -1,52 +1,34 @@
 """One vLLM engine: sample turns token in, token out, and load new weights.
 
-The front end (preprocessing, detokenization) runs in this process, the model in a child process.
+`vllm_process.py` has the child process, `vllm_requests.py` the conversion of requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias
 
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.chat_format import vision_placeholder_ids
 from vz_ray.env.protocols import Prompt
-from vz_ray.env.trajectory import SampledAction, SamplingParams, VersionSpan
+from vz_ray.env.trajectory import SampledAction, SamplingParams
 from vz_ray.env.zoom_gate import DraftAnswer
 from vz_ray.rollout.engine_args import build_engine_args, prepare_environment
-from vz_ray.rollout.engine_stats import EngineStatLogger, EngineStats
+from vz_ray.rollout.engine_stats import EngineStats
+from vz_ray.rollout.vllm_process import EngineFailedError, VllmProcess
+from vz_ray.rollout.vllm_requests import draft_params, request_inputs, to_sampled_action, turn_params
 from vz_ray.utils.errors import UserError
-from vz_ray.utils.timeouts import with_timeout
-from vz_ray.video.frame import Frame
 from vz_ray.weight_sync import VLLM_BACKENDS, ParityProbe, ProbeScore, WeightUpdate
-
-if TYPE_CHECKING:
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-ZOOM_CALL_END = "</video_zoom>"
-"""Stop string of a turn."""
-ANSWER_END = "</answer>"
-"""Stop string of a draft answer."""
-_DRAFT_TOP_LOGPROBS = 20
-"""Number of top log-probs per position of a draft; vLLM's default maximum."""
 
 _MAX_SEND_ATTEMPTS = 3
 _MISSING_FRAME = "Expected a cached item"
 """Start of vLLM's error when a frame leaves its frontend cache between the lookup and the use."""
-_LIVENESS_INTERVAL_S = 1.0
-"""Interval between checks whether the engine process is alive during a call."""
-_SHUTDOWN_TIMEOUT_S = 30.0
 
-T = TypeVar("T")
 TextCallback: TypeAlias = Callable[[str], None]
 """Callback with the complete text of the turn so far, after each new token."""
-
-
-class EngineFailedError(RuntimeError):
-    """The engine is unusable. Replace it and retry its requests elsewhere."""
 
 
 def banned_token_ids(model: str | Path) -> tuple[int, ...]:
@@ -54,15 +36,6 @@ def banned_token_ids(model: str | Path) -> tuple[int, ...]:
     from transformers import AutoTokenizer
 
     return vision_placeholder_ids(AutoTokenizer.from_pretrained(str(model), trust_remote_code=False).get_vocab())
-
-
-def frame_cache_key(frame: Frame) -> str:
-    """Return the key of a frame in the engine's caches.
-
-    The size is part of the key because the digest covers only bytes: black frames of 28 x 56 and 56 x 28
-    have equal digests but different patches.
-    """
-    return f"{frame.ref.digest}-{frame.ref.width}x{frame.ref.height}"
 
 
 class VllmEngine:
@@ -79,27 +52,23 @@ class VllmEngine:
 
     def __init__(
         self,
-        llm: AsyncLLM,
+        process: VllmProcess,
         *,
-        name: str,
         banned_token_ids: tuple[int, ...],
         pad_id: int,
         version: int,
         training: bool,
-        turn_timeout_s: float,
-        stat_logger: EngineStatLogger,
     ) -> None:
-        self.name, self.pulls_weights, self.learner_rank = name, False, 0
+        self.name, self.pulls_weights, self.learner_rank = process.name, False, 0
         self._asleep = False
         self._training = training
         self._pad_id = pad_id
         self.banned_token_ids = banned_token_ids
         self.version = version
-        self._llm_or_none: AsyncLLM | None = llm
-        self._turn_timeout_s = turn_timeout_s
+        self._process = process
         self._accepting_turns = asyncio.Event()
         self._accepting_turns.set()
-        self._counters, self._stat_logger = EngineStats(), stat_logger
+        self._counters = EngineStats()
         self._running_turns = 0
 
     @classmethod
@@ -141,28 +110,14 @@ class VllmEngine:
                 raise UserError(f"{model} has no {pattern}; pass a Hugging Face checkpoint directory")
         prepare_environment(config)
         ids = banned_token_ids(model)
-        from vllm.v1.engine.async_llm import AsyncLLM
-
         backend, processors = VLLM_BACKENDS[transport], cls.extra_logits_processors
         args = build_engine_args(model, config, ids, log_file, backend, processors, can_sleep=can_sleep)
-        stat_logger = EngineStatLogger()
-        llm = await with_timeout(
-            asyncio.to_thread(AsyncLLM.from_engine_args, args, stat_loggers=[stat_logger]),
-            start_timeout_s,
-            target=name,
-            operation=f"starting an engine on {model} (log: {log_file})",
+        process = await VllmProcess.start(
+            args, name=name, log_file=log_file, start_timeout_s=start_timeout_s, call_timeout_s=turn_timeout_s
         )
-        engine = cls(
-            llm,
-            name=name,
-            banned_token_ids=ids,
-            pad_id=int(llm.model_config.hf_config.image_token_id),
-            version=version,
-            training=training,
-            turn_timeout_s=turn_timeout_s,
-            stat_logger=stat_logger,
-        )
-        await engine._call_engine("setting the initial weight version", llm.update_weight_version(str(version)))
+        pad_id = int(process.llm.model_config.hf_config.image_token_id)
+        engine = cls(process, banned_token_ids=ids, pad_id=pad_id, version=version, training=training)
+        await process.call("setting the initial weight version", process.llm.update_weight_version(str(version)))
         return engine
 
     async def generate(
@@ -190,36 +145,11 @@ class VllmEngine:
             StepTimeout: The turn exceeded its timeout. The request is aborted.
             EngineFailedError: The engine process has died.
         """
-        import vllm
-        from vllm.sampling_params import RequestOutputKind
-
         if self._training and sampling_params.top_p != 1:
             raise ValueError(f"top_p={sampling_params.top_p} in turn {request_id}: training needs top_p=1")
-        params = vllm.SamplingParams(
-            temperature=sampling_params.temperature,
-            top_p=sampling_params.top_p,
-            max_tokens=sampling_params.max_tokens,
-            seed=sampling_params.seed,
-            logprobs=0,
-            stop=[ZOOM_CALL_END],
-            include_stop_str_in_output=True,
-            skip_special_tokens=False,
-            output_kind=RequestOutputKind.CUMULATIVE if on_text else RequestOutputKind.FINAL_ONLY,
-        )
+        params = turn_params(sampling_params, streaming=on_text is not None)
         output = await self._generate(prompt, params, request_id, on_text=on_text)
-        completion = output.outputs[0]
-        ids = tuple(completion.token_ids)
-        return SampledAction(
-            token_ids=ids,
-            logprobs=tuple(
-                logprobs[token].logprob for token, logprobs in zip(ids, completion.logprobs or (), strict=True)
-            ),
-            versions=tuple(
-                VersionSpan(span.start, span.end, int(span.version)) for span in completion.weight_versions or ()
-            ),
-            sampling_params=sampling_params,
-            stop_reason=_stop_reason(completion.finish_reason, completion.stop_reason),
-        )
+        return to_sampled_action(output, sampling_params)
 
     async def compute_logprobs(
         self,
@@ -256,19 +186,7 @@ class VllmEngine:
         request_id: str,
     ) -> DraftAnswer:
         """See `DraftingPolicy.draft_answer`. The log-probs are of the same distribution as in `generate`."""
-        import vllm
-        from vllm.sampling_params import RequestOutputKind
-
-        params = vllm.SamplingParams(
-            temperature=0.0,
-            max_tokens=max_tokens,
-            logprobs=None if logprob_token_ids else _DRAFT_TOP_LOGPROBS,
-            logprob_token_ids=list(logprob_token_ids) or None,
-            stop=[ANSWER_END],
-            include_stop_str_in_output=True,
-            skip_special_tokens=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        params = draft_params(max_tokens, logprob_token_ids)
         prefix = Prompt((*prompt.compact_ids, *forced_token_ids), prompt.frames, ())
         completion = (await self._generate(prefix, params, request_id)).outputs[0]
         logprobs = tuple(
@@ -287,7 +205,7 @@ class VllmEngine:
             level: 1 keeps a copy of the weights in host memory, 2 discards them.
         """
         self._accepting_turns.clear()
-        await self._call_engine("falling asleep", self._llm.sleep(level, mode="abort"))
+        await self._process.call("falling asleep", self._process.llm.sleep(level, mode="abort"))
         self._asleep = True
 
     async def pause(self, *, clear_caches: bool = True) -> None:
@@ -301,16 +219,18 @@ class VllmEngine:
         """
         self._accepting_turns.clear()
         if self._asleep:
-            await self._call_engine("waking its weights", self._llm.wake_up(tags=["weights"]))
+            await self._process.call("waking its weights", self._process.llm.wake_up(tags=["weights"]))
             return
-        await self._call_engine("pausing", self._llm.pause_generation(mode="keep", clear_cache=clear_caches))
+        await self._process.call("pausing", self._process.llm.pause_generation(mode="keep", clear_cache=clear_caches))
 
     async def init_weight_transfer(self, info: dict[str, Any]) -> None:
         """Connect to the learner's transport. `info` is the `init_info` of the vLLM transfer backend."""
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         request = WeightTransferInitRequest(init_info=info)
-        await self._call_engine("initializing the weight transfer", self._llm.init_weight_transfer_engine(request))
+        await self._process.call(
+            "initializing the weight transfer", self._process.llm.init_weight_transfer_engine(request)
+        )
 
     async def receive_weights(self, update: WeightUpdate) -> None:
         """Load one complete set of weights, between `pause` and `resume`.
@@ -325,17 +245,17 @@ class VllmEngine:
 
     async def begin_update(self) -> None:
         """Begin to load one complete set of weights, between `pause` and `resume`; see `receive_weights`."""
-        await self._call_engine("starting a weight update", self._llm.start_weight_update())
+        await self._process.call("starting a weight update", self._process.llm.start_weight_update())
 
     async def receive_part(self, info: dict[str, Any]) -> None:
         """Load a part of the weights. `info` is the `update_info` of the vLLM transfer backend."""
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self._call_engine("loading weights", self._llm.update_weights(WeightTransferUpdateRequest(info)))
+        await self._process.call("loading weights", self._process.llm.update_weights(WeightTransferUpdateRequest(info)))
 
     async def finish_update(self, version: int) -> None:
         """Activate the weights after the last part."""
-        await self._call_engine("finishing a weight update", self._llm.finish_weight_update(str(version)))
+        await self._process.call("finishing a weight update", self._process.llm.finish_weight_update(str(version)))
         self.version = version
 
     async def resume_engine(self) -> None:
@@ -344,9 +264,9 @@ class VllmEngine:
         A sleeping engine allocates its KV cache first.
         """
         if self._asleep:
-            await self._call_engine("waking its KV cache", self._llm.wake_up(tags=["kv_cache"]))
+            await self._process.call("waking its KV cache", self._process.llm.wake_up(tags=["kv_cache"]))
             self._asleep = False
-        await self._call_engine("resuming", self._llm.resume_generation())
+        await self._process.call("resuming", self._process.llm.resume_generation())
 
     async def continue_probe(self, probe: ParityProbe) -> tuple[int, ...]:
         """Return a greedy continuation of the probe's prompt, as long as the probe's own."""
@@ -368,37 +288,24 @@ class VllmEngine:
 
     async def reset_caches(self) -> None:
         """Clear keys and values, image embeddings and preprocessed frames."""
-        await self._call_engine("resetting its prefix cache", self._llm.reset_prefix_cache(reset_running_requests=True))
-        await self._call_engine("resetting its frame cache", self._llm.reset_mm_cache())
-        await self._call_engine("resetting its encoder cache", self._llm.reset_encoder_cache())
+        await self._process.call(
+            "resetting its prefix cache", self._process.llm.reset_prefix_cache(reset_running_requests=True)
+        )
+        await self._process.call("resetting its frame cache", self._process.llm.reset_mm_cache())
+        await self._process.call("resetting its encoder cache", self._process.llm.reset_encoder_cache())
 
     def stats(self) -> EngineStats:
         """Return the counters since the start and the state of the key/value cache."""
-        return self._stat_logger.merge_into(replace(self._counters, running_turns=self._running_turns))
+        return self._process.stat_logger.merge_into(replace(self._counters, running_turns=self._running_turns))
 
     async def check_health(self) -> None:
         """Raise `EngineFailedError` if the engine process has died."""
-        await self._call_engine("a health check", self._llm.check_health())
+        await self._process.call("a health check", self._process.llm.check_health())
 
     async def shutdown(self) -> None:
         """Terminate the engine process. Idempotent."""
         self._accepting_turns.clear()
-        llm, self._llm_or_none = self._llm_or_none, None
-        if llm is not None:
-            await with_timeout(
-                asyncio.to_thread(llm.shutdown, _SHUTDOWN_TIMEOUT_S / 2),
-                _SHUTDOWN_TIMEOUT_S,
-                target=self.name,
-                operation="shutting down its engine",
-            )
-            # vLLM's finalizer shuts down again. At interpreter exit it fails, because its module is unloaded.
-            llm.shutdown = lambda timeout=None: None
-
-    @property
-    def _llm(self) -> AsyncLLM:
-        if self._llm_or_none is None:
-            raise EngineFailedError(f"{self.name} was shut down")
-        return self._llm_or_none
+        await self._process.shutdown()
 
     async def _generate(
         self,
@@ -412,15 +319,11 @@ class VllmEngine:
         """Run one request and return vLLM's `RequestOutput`. With `wait`, wait while turns are paused."""
         if (pads := prompt.compact_ids.count(self._pad_id)) != len(prompt.frames):
             raise ValueError(f"turn {request_id} has {pads} image slots for {len(prompt.frames)} frames")
-        inputs: dict[str, Any] = {"prompt_token_ids": list(prompt.compact_ids)}
-        if prompt.frames:
-            inputs["multi_modal_data"] = {"image": [frame.rgb for frame in prompt.frames]}
-            inputs["multi_modal_uuids"] = {"image": [frame_cache_key(frame) for frame in prompt.frames]}
         self._running_turns += 1
         try:
             # A cancelled generator aborts its request in the engine.
-            output = await self._call_engine(
-                f"turn {request_id}", self._run_request(inputs, params, request_id, wait, on_text)
+            output = await self._process.call(
+                f"turn {request_id}", self._run_request(prompt, params, request_id, wait, on_text)
             )
         finally:
             self._running_turns -= 1
@@ -434,17 +337,18 @@ class VllmEngine:
         return output
 
     async def _run_request(
-        self, inputs: dict[str, Any], params: Any, request_id: str, wait: bool, on_text: TextCallback | None
+        self, prompt: Prompt, params: Any, request_id: str, wait: bool, on_text: TextCallback | None
     ) -> Any:
         """Run one request; send it again if one of its frames left vLLM's frame cache on the way."""
         from vllm.v1.engine.exceptions import EngineGenerateError
 
+        inputs = request_inputs(prompt)
         for attempt in range(_MAX_SEND_ATTEMPTS):
             if wait:
                 await self._accepting_turns.wait()
             output = None
             try:
-                async for output in self._llm.generate(inputs, params, f"{request_id}~{attempt}"):
+                async for output in self._process.llm.generate(inputs, params, f"{request_id}~{attempt}"):
                     if on_text is not None:
                         on_text(output.outputs[0].text)
             except EngineGenerateError as error:
@@ -459,43 +363,3 @@ class VllmEngine:
         raise EngineFailedError(
             f"{self.name} rejected turn {request_id} {_MAX_SEND_ATTEMPTS} times; see the engine's log"
         )
-
-    async def _call_engine(self, operation: str, call: Awaitable[T]) -> T:
-        """Await a call to vLLM with the timeout, and translate its errors."""
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-        try:
-            return await with_timeout(
-                self._while_alive(call, operation),
-                self._turn_timeout_s,
-                target=self.name,
-                operation=operation,
-            )
-        except VLLMClientError as error:
-            raise ValueError(f"{self.name} cannot do {operation}: {error}") from error
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineFailedError(f"{self.name} failed at {operation}: {error.__cause__ or error}") from error
-
-    async def _while_alive(self, call: Awaitable[T], operation: str) -> T:
-        """Await a call while the engine process is alive.
-
-        When the process dies, vLLM fails running turns but never completes other calls.
-        """
-        future = asyncio.ensure_future(call)
-        try:
-            while not (await asyncio.wait({future}, timeout=_LIVENESS_INTERVAL_S))[0]:
-                if self._llm_or_none is not None and self._llm_or_none.errored:
-                    raise EngineFailedError(f"{self.name} failed at {operation}: its process has died")
-            return future.result()
-        finally:
-            future.cancel()
-
-
-def _stop_reason(finish_reason: str | None, stop_reason: int | str | None) -> str:
-    """Convert vLLM's reasons to `SampledAction.stop_reason`."""
-    if finish_reason == "length":
-        return "length"
-    if finish_reason == "stop":
-        return "zoom" if stop_reason == ZOOM_CALL_END else "end"
-    raise EngineFailedError(f"a turn ended with finish reason {finish_reason!r}")

@@ -20,7 +20,8 @@ from vz_ray.env.protocols import FrameSource, Policy, Prompt
 from vz_ray.env.task import ChatHistory
 from vz_ray.env.trajectory import EpisodeId, SampledAction, SamplingParams
 from vz_ray.monitoring.log_context import RunIdentity, log_context
-from vz_ray.rollout.vllm_engine import EngineFailedError, TextCallback, VllmEngine
+from vz_ray.rollout.vllm_engine import TextCallback, VllmEngine
+from vz_ray.rollout.vllm_process import EngineFailedError
 from vz_ray.serve.agent_protocol import AgentEvent, AgentRequest, RequestCompleted, RequestFailed
 from vz_ray.serve.client_zoom import ClientFrameSource, ClientZoomRequired, ReplayPolicy
 from vz_ray.serve.streaming import EventTranslator, client_zoom_result, coalesce, episode_result

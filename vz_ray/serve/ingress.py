@@ -1,6 +1,6 @@
 """Ingress: validates requests, forwards them to agent replicas, streams their responses.
 
-The process holds no model and no pixels. Several of them can share one address.
+The process holds no model and no pixels. Several ingress processes can share one address.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from vz_ray.config.serve import ServeConfig
-from vz_ray.rollout.vllm_engine import EngineFailedError, VllmEngine
+from vz_ray.rollout.vllm_engine import VllmEngine
+from vz_ray.rollout.vllm_process import EngineFailedError
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.temp_dir import temp_dir
 from vz_ray.utils.timeouts import StepTimeout, with_timeout

@@ -108,11 +108,9 @@ async def run_sft_stage(
         StopRequested: A stop was requested; the checkpoint is complete.
     """
     monitor = monitor or RunMonitor()
-    optimizer = replace(learner_config.optimizer, lr_schedule=sft_config.lr_schedule, total_steps=sft_config.max_steps)
-    learner_config = replace(learner_config, optimizer=optimizer, replay_dir=run.replay_dir(learner_config))
-    checkpoints = run.run_dir.checkpoints / stage
-    metrics = run.run_dir.path / metrics_file(stage)
-    tensorboard = run.run_dir.path / "tensorboard" / stage
+    learner_config = _stage_learner_config(learner_config, sft_config, run)
+    directory, checkpoints = run.run_dir.path, run.run_dir.checkpoints / stage
+    metrics, tensorboard = directory / metrics_file(stage), directory / "tensorboard" / stage
     placement = runtime.learner_placement(learner_config, ray_config)
     async with runtime.start_learner(learner_config, decode_pool, run, placement) as learner:
 
@@ -146,6 +144,12 @@ async def run_sft_stage(
             metrics=metrics,
             interrupt=run.interrupt,
         )
+
+
+def _stage_learner_config(learner_config: LearnerConfig, sft_config: SftConfig, run: RunContext) -> LearnerConfig:
+    """Return the learner's config with the learning rate schedule of the SFT stage."""
+    optimizer = replace(learner_config.optimizer, lr_schedule=sft_config.lr_schedule, total_steps=sft_config.max_steps)
+    return replace(learner_config, optimizer=optimizer, replay_dir=run.replay_dir(learner_config))
 
 
 def metrics_file(stage: str) -> str:

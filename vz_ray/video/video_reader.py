@@ -140,7 +140,7 @@ class VideoReader:
         self._decoded = iter(())
 
     def target_size(self, size: FrameSize) -> tuple[int, int]:
-        """Return the `(width, height)` of the delivered frames."""
+        """Return the `(width, height)` of the returned frames."""
         return target_size(self.info.width, self.info.height, size)
 
     def decode_pts(self, pts: Iterable[int], width: int, height: int) -> dict[int, Frame]:
@@ -254,7 +254,7 @@ class VideoReader:
         return decoded if decoded.pts == pts else self._seek_and_decode(pts, skip_unused=False)
 
     def _is_seek_unnecessary(self, pts: int) -> bool:
-        """Return whether decoding on from the current frame is cheaper than a seek."""
+        """Return whether decoding from the current frame is cheaper than a seek."""
         if self._current is None or self._current.pts > pts:
             return False
         key = self._exact_keyframe_before(pts)
@@ -282,8 +282,8 @@ class VideoReader:
         self._skip_unused = skip_unused
         while key >= 0:
             # A seek by dts ends one GOP early in mp4; a seek by pts ends late in other containers.
-            for stamp in (self.table.keyframe_pts[key], self.table.keyframe_dts[key]):
-                self._seek(int(stamp))
+            for timestamp in (self.table.keyframe_pts[key], self.table.keyframe_dts[key]):
+                self._seek(int(timestamp))
                 decoded = self._decode_to(pts)
                 if decoded is not None and self._hit_keyframe:
                     return decoded
@@ -304,7 +304,7 @@ class VideoReader:
             self._current, self._next = self._next, None
         return self._current
 
-    def _seek(self, stamp: int) -> None:
+    def _seek(self, timestamp: int) -> None:
         if self._container is None:
             self._container, self._stream = open_video(self._uri, self._limits, self._path)
         self._own_seeks += 1
@@ -312,7 +312,7 @@ class VideoReader:
         self._decoded, self._hit_keyframe = iter(()), False
         # After a failed seek the caller steps back to an earlier keyframe.
         with contextlib.suppress(av.error.FFmpegError):
-            self._container.seek(stamp, stream=self._stream)
+            self._container.seek(timestamp, stream=self._stream)
             self._decoded = self._decode(from_keyframe=True)
 
     def _restart(self) -> None:

@@ -1,15 +1,15 @@
 /**
  * Create DOM elements. Text always becomes a text node, never markup.
  *
- *   el("a.name.other", { href: "#", onclick: go, "aria-label": "Go" }, "text", el("b", {}, "more"))
+ *   el("a.class.other", { href: "#", onclick: go, "aria-label": "Go" }, "text", el("b", {}, "more"))
  *
  * Attributes that are null, undefined or false are left out; `on...` are event listeners.
  * Children that are null, undefined or false are left out; arrays are spread.
  */
-const SVG = "http://www.w3.org/2000/svg";
+const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 
-function fill(node, names, attributes, children) {
-  if (names.length) node.setAttribute("class", names.join(" "));
+function fill(node, classes, attributes, children) {
+  if (classes.length) node.setAttribute("class", classes.join(" "));
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
@@ -20,22 +20,22 @@ function fill(node, names, attributes, children) {
 }
 
 /** An HTML element. */
-export function el(what, attributes = {}, ...children) {
-  const [tag, ...names] = what.split(".");
-  return fill(document.createElement(tag), names, attributes, children);
+export function el(selector, attributes = {}, ...children) {
+  const [tag, ...classes] = selector.split(".");
+  return fill(document.createElement(tag), classes, attributes, children);
 }
 
 /** An SVG element. */
-export function svg(what, attributes = {}, ...children) {
-  const [tag, ...names] = what.split(".");
-  return fill(document.createElementNS(SVG, tag), names, attributes, children);
+export function svg(selector, attributes = {}, ...children) {
+  const [tag, ...classes] = selector.split(".");
+  return fill(document.createElementNS(SVG_NAMESPACE, tag), classes, attributes, children);
 }
 
 /** Format seconds as `1:15.5`; tenths are shown if they are not zero. */
 export function clock(seconds) {
   if (seconds < 0) return `-${clock(-seconds)}`; // refused zooms may have negative times
   const tenths = Math.round(seconds * 10);
-  const [hours, minutes, rest] = [Math.floor(tenths / 36000), Math.floor(tenths / 600) % 60, (tenths % 600) / 10];
-  const tail = rest.toFixed(1).padStart(4, "0").replace(".0", "");
-  return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${tail}` : `${minutes}:${tail}`;
+  const [hours, minutes, secs] = [Math.floor(tenths / 36000), Math.floor(tenths / 600) % 60, (tenths % 600) / 10];
+  const formatted = secs.toFixed(1).padStart(4, "0").replace(".0", "");
+  return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${formatted}` : `${minutes}:${formatted}`;
 }

@@ -1,14 +1,14 @@
 /**
  * Timeline of a video: ticks, events, and one bar per zoom. Styles are in components.css.
  *
- *   const line = timeline({ duration: 64, ticks: [0, 4], events: [[9, 10]], zooms: [], onSeek: (s, zoom) => {} });
- *   page.append(line.element);
- *   const bar = line.add({ turn: 1, start: 8, end: 12, fps: 4 }, "pending");   // for each zoom
+ *   const track = timeline({ duration: 64, ticks: [0, 4], events: [[9, 10]], zooms: [], onSeek: (s, zoom) => {} });
+ *   page.append(track.element);
+ *   const bar = track.add({ turn: 1, start: 8, end: 12, fps: 4 }, "pending");   // for each zoom
  *   bar.settle();                                       // it was executed, or
  *   bar.settle("refused", "no room is left");           // it was refused; a zoom that was refused before decoding:
- *   line.add({ turn: 2, start: 60, end: 90, fps: 1, refused: "it is outside the video" });
- *   line.setDuration(63.9);                             // when the exact duration is known
- *   line.setNow(8.2);                                   // position of the player; null hides it
+ *   track.add({ turn: 2, start: 60, end: 90, fps: 1, refused: "it is outside the video" });
+ *   track.setDuration(63.9);                             // when the exact duration is known
+ *   track.setNow(8.2);                                   // position of the player; null hides it
  *
  * Times are seconds. A zoom is { turn, start, end, fps, video?, refused? }, `video` is a name if there are
  * several; `refused` is the error of a refused zoom, whose segment may be reversed or beyond the end.
@@ -18,7 +18,7 @@
  */
 import { clock, el } from "./dom.js";
 
-const NOTES = { pending: () => ", being decoded", refused: (reason) => `, refused: ${reason}` };
+const STATE_NOTES = { pending: () => ", being decoded", refused: (reason) => `, refused: ${reason}` };
 
 function describe(zoom) {
   const videoName = zoom.video ? ` of ${zoom.video}` : "";
@@ -27,22 +27,22 @@ function describe(zoom) {
 
 export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek = null, compact = false, label = "" }) {
   let length = Math.max(duration, 1e-3);
-  const placed = []; // functions that update positions when the duration changes
+  const positioners = []; // functions that update positions when the duration changes
   const overview = el("div.tl-row.tl-overview");
-  const now = el("span.tl-now", { hidden: true });
+  const playhead = el("span.tl-playhead", { hidden: true });
   const track = el("div.tl-track", {}, overview);
   const scale = compact ? null : el("div.tl-scale", { "aria-hidden": "true" });
   const element = el(compact ? "div.tl.compact" : "div.tl", { role: "group" }, track, scale);
   const barStates = []; // functions that return the state of a bar
-  const rows = [{ row: overview, taken: [] }]; // rows of a compact timeline
+  const rows = [{ row: overview, spans: [] }]; // rows of a compact timeline
 
   const percent = (seconds) => `${(100 * Math.min(Math.max(seconds / length, 0), 1)).toFixed(3)}%`;
-  const place = (move) => {
-    placed.push(move);
-    move();
+  const keepPositioned = (position) => {
+    positioners.push(position);
+    position();
   };
-  const span = (node, start, end) =>
-    place(() => {
+  const setSpan = (node, start, end) =>
+    keepPositioned(() => {
       // A bar that begins beyond the end is shown at the end.
       node.style.left = `min(${percent(start)}, 100% - 5px)`;
       node.style.width = percent(Math.max(0, Math.min(end, length) - Math.max(start, 0)));
@@ -50,14 +50,14 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
 
   /** Return the first row in which the bar overlaps no other bar. */
   function rowFor({ start, end }) {
-    let free = rows.find(({ taken }) => taken.every(([from, to]) => end <= from || to <= start));
-    if (!free) {
-      free = { row: el("div.tl-row"), taken: [] };
-      rows.push(free);
-      track.append(free.row);
+    let available = rows.find(({ spans }) => spans.every(([from, to]) => end <= from || to <= start));
+    if (!available) {
+      available = { row: el("div.tl-row"), spans: [] };
+      rows.push(available);
+      track.append(available.row);
     }
-    free.taken.push([start, end]);
-    return free.row;
+    available.spans.push([start, end]);
+    return available.row;
   }
 
   function relabel() {
@@ -68,45 +68,45 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
     if (scale) scale.replaceChildren(...[0, 1, 2, 3, 4].map((k) => el("span", {}, clock((length * k) / 4))));
   }
 
-  function add(zoom, state = zoom.refused ? "refused" : "", why = zoom.refused ?? "") {
+  function add(zoom, state = zoom.refused ? "refused" : "", reason = zoom.refused ?? "") {
     const bar = el("button.tl-zoom", { type: "button", disabled: !onSeek });
     barStates.push(() => bar.dataset.state);
-    const settle = (now = "", why = "") => {
-      bar.dataset.state = now;
-      bar.title = describe(zoom) + (NOTES[now]?.(why) ?? "");
+    const settle = (newState = "", reason = "") => {
+      bar.dataset.state = newState;
+      bar.title = describe(zoom) + (STATE_NOTES[newState]?.(reason) ?? "");
       bar.setAttribute("aria-label", bar.title);
       relabel();
     };
-    settle(state, why);
+    settle(state, reason);
     const [start, end] = [Math.min(zoom.start, zoom.end), Math.max(zoom.start, zoom.end)];
     if (onSeek) bar.addEventListener("click", () => onSeek(Math.min(Math.max(start, 0), length), zoom));
-    span(bar, start, end);
+    setSpan(bar, start, end);
     if (compact) {
       bar.append(String(zoom.turn));
       rowFor({ start, end }).append(bar);
     } else {
-      const tag = el("span.tl-tag", { "aria-hidden": "true" }, `turn ${zoom.turn} · ${Number(zoom.fps.toFixed(2))} fps`);
-      place(() => {
-        const left = (start + end) / 2 > 0.55 * length;
-        tag.style.left = left ? "auto" : percent(end);
-        tag.style.right = left ? percent(length - start) : "auto";
+      const zoomLabel = el("span.tl-label", { "aria-hidden": "true" }, `turn ${zoom.turn} · ${Number(zoom.fps.toFixed(2))} fps`);
+      keepPositioned(() => {
+        const labelLeft = (start + end) / 2 > 0.55 * length;
+        zoomLabel.style.left = labelLeft ? "auto" : percent(end);
+        zoomLabel.style.right = labelLeft ? percent(length - start) : "auto";
       });
-      track.append(el("div.tl-row", {}, bar, tag));
+      track.append(el("div.tl-row", {}, bar, zoomLabel));
     }
     return { settle };
   }
 
   for (const [start, end] of events) {
     const band = el("span.tl-event", { title: `event ${clock(start)} to ${clock(end)}` });
-    span(band, start, end);
+    setSpan(band, start, end);
     track.prepend(band);
   }
   for (const tick of ticks) {
     const mark = el("span.tl-tick", { title: clock(tick) });
-    place(() => (mark.style.left = percent(tick)));
+    keepPositioned(() => (mark.style.left = percent(tick)));
     overview.append(mark);
   }
-  track.append(now);
+  track.append(playhead);
   zooms.forEach((zoom) => add(zoom));
   relabel();
   if (onSeek)
@@ -121,12 +121,12 @@ export function timeline({ duration, ticks = [], events = [], zooms = [], onSeek
     add,
     setDuration(seconds) {
       length = Math.max(seconds, 1e-3);
-      placed.forEach((move) => move());
+      positioners.forEach((position) => position());
       relabel();
     },
     setNow(seconds) {
-      now.hidden = seconds === null;
-      if (seconds !== null) now.style.left = percent(seconds);
+      playhead.hidden = seconds === null;
+      if (seconds !== null) playhead.style.left = percent(seconds);
     },
   };
 }

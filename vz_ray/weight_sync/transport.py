@@ -59,7 +59,7 @@ class WeightTransport(ABC):
         return None
 
     async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
-        """Return a copy of this version that engines can pull; None if there is no copy."""
+        """Return a copy of this version that engines can pull, or None."""
         return update if update.is_pull else None
 
 

@@ -57,8 +57,8 @@ def test_filter_matches_expected_rows(
 
 @pytest.mark.parametrize("text", ["100%", "_", "\\", "'; DROP TABLE episodes; --"])
 def test_search_escapes_wildcards(session: ViewerSession, rows: list[Row], text: str) -> None:
-    said = [row for row in rows if any(text in str(row[name]) for name in ("question", "answer", "truth"))]
-    assert session.page(EpisodeFilter(text=text), "newest", True, 0, MAX_ROWS)["rows"] == said
+    matching = [row for row in rows if any(text in str(row[name]) for name in ("question", "answer", "truth"))]
+    assert session.page(EpisodeFilter(text=text), "newest", True, 0, MAX_ROWS)["rows"] == matching
 
 
 def test_zooms_or_more_includes_higher_counts(session: ViewerSession) -> None:
@@ -67,29 +67,29 @@ def test_zooms_or_more_includes_higher_counts(session: ViewerSession) -> None:
 
 
 @pytest.mark.parametrize("sort", SORT_COLUMNS)
-@pytest.mark.parametrize("up", [True, False])
-def test_pages_cover_the_sorted_list(session: ViewerSession, rows: list[Row], sort: str, up: bool) -> None:
-    parts = [session.page(EpisodeFilter(), sort, up, offset, 7)["rows"] for offset in range(0, len(rows), 7)]
+@pytest.mark.parametrize("ascending", [True, False])
+def test_pages_cover_the_sorted_list(session: ViewerSession, rows: list[Row], sort: str, ascending: bool) -> None:
+    parts = [session.page(EpisodeFilter(), sort, ascending, offset, 7)["rows"] for offset in range(0, len(rows), 7)]
     listed = [row for part in parts for row in part]
     name = "id" if sort == "newest" else sort
 
     def key(row: Row) -> tuple[float, int]:
         return (-1e9 if row[name] is None else row[name], row["id"])
 
-    assert listed == sorted(rows, key=key, reverse=not up)
+    assert listed == sorted(rows, key=key, reverse=not ascending)
 
 
 @pytest.mark.parametrize("sort", ["newest", "reward", "advantage"])
-@pytest.mark.parametrize("up", [True, False])
-def test_neighbours_follow_the_list_order(session: ViewerSession, sort: str, up: bool) -> None:
-    where = EpisodeFilter(kind="count")
-    ids = [row["id"] for row in session.page(where, sort, up, 0, MAX_ROWS)["rows"]]
+@pytest.mark.parametrize("ascending", [True, False])
+def test_neighbours_follow_the_list_order(session: ViewerSession, sort: str, ascending: bool) -> None:
+    episode_filter = EpisodeFilter(kind="count")
+    ids = [row["id"] for row in session.page(episode_filter, sort, ascending, 0, MAX_ROWS)["rows"]]
     for k, episode in enumerate(ids):
         expected = {
             "previous": ids[k - 1] if k else None,
             "next": ids[k + 1] if k + 1 < len(ids) else None,
         }
-        assert session.neighbours(where, sort, up, episode) == expected
+        assert session.neighbours(episode_filter, sort, ascending, episode) == expected
 
 
 def test_charts_show_means_of_the_rows(session: ViewerSession, rows: list[Row]) -> None:

@@ -72,7 +72,7 @@ def test_invalid_line_is_skipped_and_reported(small: Path, open_run: Open) -> No
             {
                 "file": "episodes/000000.jsonl",
                 "line": 11,
-                "why": "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+                "reason": "not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
             }
         ],
     }
@@ -83,7 +83,7 @@ def test_too_long_line_is_skipped(small: Path, open_run: Open, monkeypatch: pyte
     append(small, '{"a": "' + "x" * 20_000 + '"}\n', light_line(10, SMALL))
     session = open_run(small)
     assert session.state()["episodes"] == 11
-    assert session.skipped_lines()["lines"][0]["why"] == "20010 bytes; the maximum is 4096"
+    assert session.skipped_lines()["lines"][0]["reason"] == "20010 bytes; the maximum is 4096"
     append(small, light_line(11, SMALL))
     session.follower.catch_up()
     assert session.state()["episodes"] == 12
@@ -154,14 +154,20 @@ def test_two_viewers_share_an_index(small: Path, tmp_path: Path) -> None:
         follower.index.close()
 
 
+def count_episodes(run: Path, index: Path) -> int:
+    """Open a run with an index, read its logs, and return the number of episodes."""
+    session = ViewerSession(run, index)
+    session.follower.catch_up()
+    count = session.state()["episodes"]
+    session.close()
+    return int(count)
+
+
 @pytest.mark.parametrize("content", [b"", b"no database" * 100])
 def test_damaged_index_is_rebuilt(small: Path, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "index.sqlite"
     path.write_bytes(content)
-    session = ViewerSession(small, path)
-    session.follower.catch_up()
-    assert session.state()["episodes"] == 10
-    session.close()
+    assert count_episodes(small, path) == 10
 
 
 def test_index_of_another_version_is_rebuilt(small: Path, tmp_path: Path) -> None:
@@ -170,10 +176,7 @@ def test_index_of_another_version_is_rebuilt(small: Path, tmp_path: Path) -> Non
     old.connection.execute("PRAGMA user_version = 999")
     old.connection.execute("DROP TABLE episodes")
     old.close()
-    session = ViewerSession(small, path)
-    session.follower.catch_up()
-    assert session.state()["episodes"] == 10
-    session.close()
+    assert count_episodes(small, path) == 10
 
 
 def test_index_is_temporary_without_a_cache_directory(small: Path, tmp_path: Path) -> None:

@@ -12,15 +12,13 @@ from typing import Any
 
 import pytest
 
-import vz_ray
+from tests.browser import PHONE, Page, accessibility_violations, fits_width, save_screenshot
 from tests.report.viewer.conftest import served
 from tests.report.viewer.run_factory import LightEpisode, light_line, write_light_run
 from vz_ray.report.viewer.viewer_session import ViewerSession
 
-ARTEFACTS = Path(vz_ray.__file__).parent.parent / "test-artefacts"
-DESK, PHONE = {"width": 1360, "height": 900}, {"width": 390, "height": 844}
+DESKTOP = {"width": 1360, "height": 900}
 SMALL = LightEpisode(frames=4, tokens=4)
-Page = Any
 FOCUSED = "document.activeElement.closest('.rows li')?.getAttribute('aria-posinset')"
 
 
@@ -38,7 +36,7 @@ def opened(chromium: Any) -> Iterator[Any]:
     console_messages: list[str] = []
     contexts = []
 
-    def make(url: str, size: dict[str, int] = DESK, scheme: str = "light") -> Page:
+    def make(url: str, size: dict[str, int] = DESKTOP, scheme: str = "light") -> Page:
         context = chromium.new_context(viewport=size, color_scheme=scheme)
         context.set_default_timeout(10_000)
         contexts.append(context)
@@ -56,7 +54,7 @@ def opened(chromium: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def seen(opened: Any, session: ViewerSession) -> Iterator[Page]:
+def open_page(opened: Any, session: ViewerSession) -> Iterator[Page]:
     """Open a page of a new server; close the page first, because it polls the server."""
     with served(session) as url:
         page = opened(url)
@@ -70,7 +68,7 @@ def listed(page: Page) -> Page:
     return page
 
 
-def until(page: Page, condition: str) -> None:
+def wait_until(page: Page, condition: str) -> None:
     """Wait for a JavaScript condition; the page's security policy blocks Playwright's `wait_for_function`."""
     end = time.monotonic() + 20
     while not page.evaluate(condition):
@@ -79,7 +77,7 @@ def until(page: Page, condition: str) -> None:
 
 
 def wait_for_count(page: Page, count: int) -> None:
-    until(page, f"document.querySelector('.found').textContent.startsWith('{count:,} episode')")
+    wait_until(page, f"document.querySelector('.list-status').textContent.startsWith('{count:,} episode')")
 
 
 def first_with(page: Page, zooms: int, address: str) -> str:
@@ -88,20 +86,8 @@ def first_with(page: Page, zooms: int, address: str) -> str:
     return f"{address}#/episode/{answer['rows'][0]['id']}"
 
 
-def axe(page: Page) -> list[str]:
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
-
-
-def fits(page: Page) -> bool:
-    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
-
-
-def shot(page: Page, name: str) -> None:
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"view-{name}.png")
+def screenshot(page: Page, name: str) -> None:
+    save_screenshot(page, f"view-{name}")
 
 
 # -- list ---------------------------------------------------------------------------
@@ -116,9 +102,9 @@ def test_list_is_filtered_and_sorted(opened: Any, address: str) -> None:
     wait_for_count(page, count)
     assert set(page.locator(".rows .kind").all_text_contents()) == {"count"}
     page.get_by_role("button", name="Sort by reward").click()
-    until(page, "location.hash.includes('sort=reward')")
+    wait_until(page, "location.hash.includes('sort=reward')")
     rewards = "[...document.querySelectorAll('.rows .reward')].map((e) => Number(e.textContent))"
-    until(page, f"{rewards}.every((r, k, all) => !k || all[k - 1] >= r)")
+    wait_until(page, f"{rewards}.every((r, k, all) => !k || all[k - 1] >= r)")
     assert len(set(page.evaluate(rewards))) > 1
     page.get_by_role("button", name="Clear").click()
     wait_for_count(page, 54)
@@ -143,26 +129,26 @@ def test_click_on_a_chart_sets_the_filter(opened: Any, address: str) -> None:
     picture = page.locator(".charts svg").first
     box = picture.bounding_box()
     picture.click(position={"x": box["width"] - 12, "y": 40})
-    until(page, "location.hash.includes('step_from=6&step_to=6')")
+    wait_until(page, "location.hash.includes('step_from=6&step_to=6')")
 
 
 def test_only_visible_rows_are_rendered(opened: Any, tmp_path: Path) -> None:
     run = write_light_run(tmp_path / "many", 5000, SMALL, per_file=5000)
     session = ViewerSession(run, tmp_path / "index.sqlite")
     session.follower.catch_up()
-    with seen(opened, session) as page:
+    with open_page(opened, session) as page:
         listed(page)
         wait_for_count(page, 5000)
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
         page.evaluate("scrollTo(0, document.documentElement.scrollHeight / 2)")
         first = "document.querySelector('.rows a')?.closest('li').getAttribute('aria-posinset')"
-        until(page, f"{first} > 2000 && {first} < 3000")
-        until(page, "document.querySelectorAll('.rows a').length > 20")
+        wait_until(page, f"{first} > 2000 && {first} < 3000")
+        wait_until(page, "document.querySelectorAll('.rows a').length > 20")
         assert page.locator(".rows li").count() < 80
-        assert 1 <= sum("/api/episodes" in url for url in asked) <= 4
+        assert 1 <= sum("/api/episodes" in url for url in requests) <= 4
         page.keyboard.press("End")
-        until(page, "document.activeElement.closest('li')?.getAttribute('aria-posinset') === '5000'")
+        wait_until(page, "document.activeElement.closest('li')?.getAttribute('aria-posinset') === '5000'")
 
 
 def test_log_text_is_escaped(opened: Any, tmp_path: Path) -> None:
@@ -172,14 +158,14 @@ def test_log_text_is_escaped(opened: Any, tmp_path: Path) -> None:
     log.write_text(log.read_text().replace("Which symbol", evil).replace("<think>look", evil))
     session = ViewerSession(run, tmp_path / "index.sqlite")
     session.follower.catch_up()
-    with seen(opened, session) as page:
+    with open_page(opened, session) as page:
         listed(page)
         assert evil in page.locator(".rows .question").text_content()
         page.locator(".rows a").click()
         page.wait_for_selector(".turn")
-        assert evil in page.locator(".asked .said").text_content()
+        assert evil in page.locator(".question-turn .turn-text").text_content()
         assert page.locator("img[src=x], main script").count() == 0
-        page.wait_for_selector(".screen .trouble:visible")
+        page.wait_for_selector(".player .error:visible")
     assert all("404" in text for text in opened.console_messages)  # the missing video
     opened.console_messages.clear()
 
@@ -191,7 +177,7 @@ def test_new_lines_appear_without_scrolling(opened: Any, tmp_path: Path) -> None
     run = write_light_run(tmp_path / "live", 200, SMALL)
     session = ViewerSession(run, tmp_path / "index.sqlite")
     session.follower.catch_up()
-    with seen(opened, session) as page:
+    with open_page(opened, session) as page:
         listed(page)
         wait_for_count(page, 200)
         page.keyboard.press("j")
@@ -202,21 +188,21 @@ def test_new_lines_appear_without_scrolling(opened: Any, tmp_path: Path) -> None
         with (run / "episodes" / "000001.jsonl").open("a") as file:
             file.write(line + light_line(201, SMALL) + line[:50])
         wait_for_count(page, 202)
-        assert "202 episodes, following" in page.locator("#live").text_content()
-        until(page, f"document.activeElement.getAttribute('href') === '{chosen}'")
+        assert "202 episodes, following" in page.locator("#live-status").text_content()
+        wait_until(page, f"document.activeElement.getAttribute('href') === '{chosen}'")
         box = page.locator(f".rows a[href='{chosen}']").bounding_box()
-        assert 0 < box["y"] < DESK["height"]
+        assert 0 < box["y"] < DESKTOP["height"]
         with (run / "episodes" / "000001.jsonl").open("a") as file:
             file.write("\n")
         page.get_by_role("button", name="1 line skipped").click()
         page.wait_for_selector("text=episodes/000001.jsonl, line 3")
-        shot(page, "skipped")
+        screenshot(page, "skipped")
 
 
 def test_new_run_shows_its_first_episode(opened: Any, tmp_path: Path) -> None:
     run = tmp_path / "young"
     (run / "episodes").mkdir(parents=True)
-    with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
+    with open_page(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
         page.wait_for_selector("text=No episodes yet.")
         (run / "episodes" / "000000.jsonl").write_text(light_line(0, SMALL))
         wait_for_count(listed(page), 1)
@@ -225,8 +211,8 @@ def test_new_run_shows_its_first_episode(opened: Any, tmp_path: Path) -> None:
 def test_stopped_server_is_reported(opened: Any, made_run: Path, tmp_path: Path) -> None:
     with served(ViewerSession(made_run, tmp_path / "index.sqlite")) as url:
         page = listed(opened(url))
-    page.wait_for_selector("#live.lost")
-    assert "is `vz-ray view` still running?" in page.locator("#live").text_content()
+    page.wait_for_selector("#live-status.disconnected")
+    assert "is `vz-ray view` still running?" in page.locator("#live-status").text_content()
     assert all("ERR_CONNECTION_REFUSED" in text for text in opened.console_messages)
     opened.console_messages.clear()
 
@@ -237,30 +223,30 @@ def test_stopped_server_is_reported(opened: Any, made_run: Path, tmp_path: Path)
 def test_click_on_a_frame_seeks_the_player(opened: Any, address: str) -> None:
     page = opened(address)
     page.goto(first_with(page, 2, address))
-    page.wait_for_selector(".strip img")
-    until(page, "document.querySelector('video').readyState >= 2")
-    frame = page.locator(".asked .strip button").nth(5)
+    page.wait_for_selector(".frame-strip img")
+    wait_until(page, "document.querySelector('video').readyState >= 2")
+    frame = page.locator(".question-turn .frame-strip button").nth(5)
     frame.click()
-    seconds = page.request.get(address + "api/episode/" + page.url.rpartition("/")[2]).json()["overview"]["times"]
-    until(page, f"Math.abs(document.querySelector('video').currentTime - {seconds[5]}) < 1e-3")
-    until(page, "!document.querySelector('video').seeking")
-    assert page.locator(".asked .strip li.at").count() == 1
-    assert page.locator(".tl-now").is_visible()
-    bar = page.locator(".watching .tl-zoom").last
-    console_messages = re.search(r"Turn \d: (\d+):([\d.]+) to", bar.get_attribute("aria-label"))
-    assert console_messages is not None
+    times = page.request.get(address + "api/episode/" + page.url.rpartition("/")[2]).json()["overview"]["times"]
+    wait_until(page, f"Math.abs(document.querySelector('video').currentTime - {times[5]}) < 1e-3")
+    wait_until(page, "!document.querySelector('video').seeking")
+    assert page.locator(".question-turn .frame-strip li.current").count() == 1
+    assert page.locator(".tl-playhead").is_visible()
+    bar = page.locator(".player-column .tl-zoom").last
+    start = re.search(r"Turn \d: (\d+):([\d.]+) to", bar.get_attribute("aria-label"))
+    assert start is not None
     bar.click()
-    at = 60 * int(console_messages[1]) + float(console_messages[2])
-    until(page, f"Math.abs(document.querySelector('video').currentTime - {at}) < 0.051")
-    shot(page, "episode-light")
+    seconds = 60 * int(start[1]) + float(start[2])
+    wait_until(page, f"Math.abs(document.querySelector('video').currentTime - {seconds}) < 0.051")
+    screenshot(page, "episode-light")
 
 
 def test_episode_shows_turns_reward_and_mismatch(opened: Any, address: str) -> None:
     page = opened(address)
     page.goto(first_with(page, 1, address))
-    page.wait_for_selector(".turn .tok")
+    page.wait_for_selector(".turn .token")
     text = page.locator("article.episode").inner_text()
-    for words in (
+    for expected in (
         "Overview, 16 frames",
         "Zoom 0:",
         "at 4 fps",
@@ -269,23 +255,23 @@ def test_episode_shows_turns_reward_and_mismatch(opened: Any, address: str) -> N
         "rollout-",
         "episodes/0",
     ):
-        assert words in text
+        assert expected in text
     page.get_by_text("Engine against learner").click()
     assert "Aggregated over step" in page.locator("details").inner_text()
     assert "3.2e-6" in page.locator("details").inner_text()
-    assert page.locator(".watching .tl-zoom:not([data-state='refused'])").count() == 1
-    refused = page.locator(".watching .tl-zoom[data-state='refused']")
+    assert page.locator(".player-column .tl-zoom:not([data-state='refused'])").count() == 1
+    refused = page.locator(".player-column .tl-zoom[data-state='refused']")
     assert refused.count() == page.locator(".turn .refused").count() == 1
     assert re.search(r"Turn \d: .* fps, refused: ", refused.get_attribute("title"))
-    assert page.locator(".watching .tl-event").count() >= 1
-    assert page.locator(".watching .tl-tick").count() == 16
+    assert page.locator(".player-column .tl-event").count() >= 1
+    assert page.locator(".player-column .tl-tick").count() == 16
 
 
 def test_tokens_are_shaded_by_logprob_or_advantage(opened: Any, address: str) -> None:
     page = opened(address)
     page.goto(first_with(page, 1, address))
-    page.wait_for_selector(".tok")
-    shades = "[...document.querySelectorAll('.tok')].map(e => e.style.background)"
+    page.wait_for_selector(".token")
+    shades = "[...document.querySelectorAll('.token')].map(e => e.style.background)"
     by_logprob = page.evaluate(shades)
     assert len(set(by_logprob)) > 5
     page.get_by_role("radio", name="Advantage").check()
@@ -299,15 +285,15 @@ def test_tokens_are_shaded_by_logprob_or_advantage(opened: Any, address: str) ->
 def test_missing_video_is_reported_for_player_and_frames(opened: Any, run: Path, tmp_path: Path) -> None:
     for log in run.glob("*/*.jsonl"):
         log.write_text(re.sub(r'"[^"]*/needle-(\d)\.mp4"', r'"/gone/needle-\1.mp4"', log.read_text()))
-    with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
+    with open_page(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
         listed(page)
         page.locator(".rows a").first.click()
-        page.wait_for_selector(".screen .trouble:visible")
-        assert "no such file; check the path" in page.locator(".screen .trouble").text_content()
-        page.wait_for_selector(".strip-note")
-        assert "no such file; check the path" in page.locator(".strip-note").first.text_content()
-        assert page.locator(".strip img").count() == 0
-        shot(page, "gone")
+        page.wait_for_selector(".player .error:visible")
+        assert "no such file; check the path" in page.locator(".player .error").text_content()
+        page.wait_for_selector(".frame-strip-error")
+        assert "no such file; check the path" in page.locator(".frame-strip-error").first.text_content()
+        assert page.locator(".frame-strip img").count() == 0
+        screenshot(page, "gone")
     assert all("404" in text for text in opened.console_messages)
     opened.console_messages.clear()
 
@@ -321,13 +307,13 @@ def test_group_timeline_opens_samples(opened: Any, address: str) -> None:
     page.get_by_role("link", name="Group of 4").click()
     page.wait_for_selector(".samples .sample")
     assert page.locator(".samples .sample").count() == 4
-    assert page.locator(".sample.here").count() == 1
+    assert page.locator(".sample.current").count() == 1
     edges = page.evaluate("[...document.querySelectorAll('.tl-track')].map(e => e.getBoundingClientRect().left)")
     assert len(set(edges)) == 1
-    page.locator(".sample.here .tl-zoom").first.click()
+    page.locator(".sample.current .tl-zoom").first.click()
     page.wait_for_selector("article.episode")
-    asked = float(page.url.rpartition("t=")[2])
-    until(page, f"Math.abs(document.querySelector('video').currentTime - {asked}) < 1e-3")
+    start = float(page.url.rpartition("t=")[2])
+    wait_until(page, f"Math.abs(document.querySelector('video').currentTime - {start}) < 1e-3")
 
 
 # -- keys, sizes, schemes -----------------------------------------------------------
@@ -363,7 +349,7 @@ def test_page_works_with_the_keyboard(opened: Any, address: str) -> None:
     assert page.evaluate(FOCUSED) == "2"
     press("/")
     page.keyboard.type("how many")
-    until(page, "location.hash.includes('text=how+many')")
+    wait_until(page, "location.hash.includes('text=how+many')")
     press("Escape")
     wait_for_count(page, 54)
     press("?")
@@ -373,7 +359,7 @@ def test_page_works_with_the_keyboard(opened: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_pages_fit_and_are_accessible(opened: Any, address: str, size: dict[str, int], scheme: str) -> None:
     page = listed(opened(address, size, scheme))
     wait_for_count(page, 54)
@@ -382,38 +368,38 @@ def test_pages_fit_and_are_accessible(opened: Any, address: str, size: dict[str,
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
     if size is PHONE:
         page.get_by_role("button", name="Filters").click()
-        shot(page, f"filters-{name}")
-        assert fits(page)
-        assert axe(page) == []
+        screenshot(page, f"filters-{name}")
+        assert fits_width(page)
+        assert accessibility_violations(page) == []
         page.get_by_role("button", name="Filters").click()
-    shot(page, f"list-{name}")
-    assert fits(page)
-    assert axe(page) == []
+    screenshot(page, f"list-{name}")
+    assert fits_width(page)
+    assert accessibility_violations(page) == []
     page.goto(first_with(page, 2, address))
-    page.wait_for_selector(".strip img")
-    until(page, "document.querySelector('video').readyState >= 2")
-    shot(page, f"episode-{name}")
-    assert fits(page)
-    assert axe(page) == []
+    page.wait_for_selector(".frame-strip img")
+    wait_until(page, "document.querySelector('video').readyState >= 2")
+    screenshot(page, f"episode-{name}")
+    assert fits_width(page)
+    assert accessibility_violations(page) == []
     page.get_by_role("radio", name="Advantage").check()
-    assert axe(page) == []
+    assert accessibility_violations(page) == []
     page.get_by_role("link", name="Group of 4").click()
     page.wait_for_selector(".sample")
-    shot(page, f"group-{name}")
-    assert fits(page)
-    assert axe(page) == []
+    screenshot(page, f"group-{name}")
+    assert fits_width(page)
+    assert accessibility_violations(page) == []
     page.keyboard.press("?")
-    assert axe(page) == []
+    assert accessibility_violations(page) == []
 
 
 def test_copied_run_works(opened: Any, made_run: Path, tmp_path: Path) -> None:
     """The copy has no metrics, summary or configuration."""
     run = tmp_path / "bare"
     shutil.copytree(made_run / "episodes", run / "episodes")
-    with seen(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
+    with open_page(opened, ViewerSession(run, tmp_path / "index.sqlite")) as page:
         listed(page)
         wait_for_count(page, 48)
         page.locator(".rows a").first.click()
-        page.wait_for_selector(".strip img")
+        page.wait_for_selector(".frame-strip img")
         assert "tokenizer of this run is not available" in page.locator(".turn").nth(1).inner_text()
         assert page.locator("details").count() == 0

@@ -18,9 +18,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.command_line import run_command
 from tests.report.viewer.conftest import Open
 from tests.report.viewer.run_factory import LightEpisode, light_line, write_light_run
-from vz_ray import cli
 from vz_ray.report.viewer.access_control import parse_host
 from vz_ray.report.viewer.episode_row import EpisodeParseError
 from vz_ray.report.viewer.server import _json, create_viewer_app
@@ -210,9 +210,9 @@ def test_frames_of_a_changed_video_are_rejected(run: Path, open_run: Open, tmp_p
 
 def test_missing_video_is_reported(tmp_path: Path, open_run: Open) -> None:
     client = light_client(named(tmp_path / "run", "/videos/gone.mp4"), open_run)
-    said = "/videos/gone.mp4: no such file; check the path"
-    assert client.get("/api/video/1").json() == {"error": said}
-    assert client.get("/api/episode/1/frames/0").json() == {"error": said, "frames": []}
+    message = "/videos/gone.mp4: no such file; check the path"
+    assert client.get("/api/video/1").json() == {"error": message}
+    assert client.get("/api/episode/1/frames/0").json() == {"error": message, "frames": []}
 
 
 def test_invalid_query_has_a_message(client: TestClient) -> None:
@@ -313,13 +313,9 @@ def test_port_in_use_is_reported(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("VZ_RAY_DEBUG", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monkeypatch.setattr(sys, "argv", ["vz-ray", "view", str(run), "--port", str(port)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"vz-ray: cannot listen on 127.0.0.1, port {port}: ")
-    assert said.endswith("; give another --host or --port\n")
+        assert run_command(monkeypatch, "view", str(run), "--port", str(port)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"vz-ray: cannot listen on 127.0.0.1, port {port}: ")
+    assert message.endswith("; give another --host or --port\n")

@@ -95,7 +95,7 @@ def task_options(task: Task) -> dict[str, str]:
 
 
 def score_choice(task: Task, text: str) -> AnswerScore:
-    """Score a multiple-choice answer by letter or option text; by its words if the reference is no letter."""
+    """Score a multiple-choice answer by letter or option text; by its words if the reference is not a letter."""
     options = task_options(task)
     if task.answer not in LETTERS:
         return score_words(task, text)

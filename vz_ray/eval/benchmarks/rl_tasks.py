@@ -28,7 +28,7 @@ from vz_ray.eval.benchmarks.aggregation import (
 from vz_ray.eval.benchmarks.benchmark import Benchmark, BenchmarkFiles, subsample
 from vz_ray.utils.errors import UserError
 
-KEYS = {"json_path", "sampling_strategy"}
+DATASET_KEYS = {"json_path", "sampling_strategy"}
 
 
 def compute_metrics(scores: Sequence[TaskScore]) -> list[BenchmarkMetric]:
@@ -71,7 +71,7 @@ def _list_datasets(file: Path) -> list[Any]:
 
 
 def _read_dataset(file: Path, index: int, entry: Any) -> list[Task]:
-    if not isinstance(entry, dict) or "json_path" not in entry or not set(entry) <= KEYS:
+    if not isinstance(entry, dict) or "json_path" not in entry or not set(entry) <= DATASET_KEYS:
         raise UserError(f"{file}, dataset {index}: expected json_path and optional sampling_strategy, got {entry}")
     path = file.parent / str(entry["json_path"])
     return subsample(read_tasks(path), str(entry.get("sampling_strategy", "all")))

@@ -22,12 +22,12 @@ from pathlib import Path
 from vz_ray.report.viewer.episode_row import EpisodeRow
 from vz_ray.video.disk_cache import resolve_cache_dir
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCK_TIMEOUT_S = 30.0
 
-_TASK = ("task", "video", "kind", "question", "truth")
-"""Columns that all samples of a task share, stored once."""
-_OWN = tuple(field.name for field in fields(EpisodeRow) if field.name not in _TASK)
+_TASK_COLUMNS = ("task", "video", "kind", "question", "truth")
+"""Columns that all samples of a task share; stored in the table `tasks`."""
+_EPISODE_COLUMNS = tuple(field.name for field in fields(EpisodeRow) if field.name not in _TASK_COLUMNS)
 
 MISSING_VALUE = -1e9
 """Sort value of a missing reward or advantage."""
@@ -43,7 +43,7 @@ SORT_COLUMNS = {
 }
 """Sort keys and their SQL expressions; each has an SQL index."""
 
-_SORTED_BY = "".join(
+_SORT_INDEXES = "".join(
     f"CREATE INDEX by_{name} ON episodes ({sql}, id);" for name, sql in SORT_COLUMNS.items() if name != "newest"
 )
 
@@ -61,12 +61,12 @@ CREATE TABLE tasks (
 CREATE TABLE episodes (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     file INTEGER NOT NULL, line INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
-    task INTEGER NOT NULL, {", ".join(_OWN)}
+    task INTEGER NOT NULL, {", ".join(_EPISODE_COLUMNS)}
 );
-CREATE TABLE problems (file INTEGER NOT NULL, line INTEGER NOT NULL, why TEXT NOT NULL);
+CREATE TABLE skipped_lines (file INTEGER NOT NULL, line INTEGER NOT NULL, reason TEXT NOT NULL);
 CREATE INDEX episodes_of_file ON episodes (file);
 CREATE INDEX episodes_of_group ON episodes (stage, step, task, outcome, failure, reward, zooms);
-{_SORTED_BY}
+{_SORT_INDEXES}
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
@@ -177,23 +177,25 @@ class EpisodeIndex:
                 state,
             )
             (file,) = db.execute("SELECT id FROM files WHERE name = ?", (batch.after.name,)).fetchone()
-            names = f"file, line, offset, length, task, {', '.join(_OWN)}"
-            marks = ", ".join("?" * (5 + len(_OWN)))
+            names = f"file, line, offset, length, task, {', '.join(_EPISODE_COLUMNS)}"
+            placeholders = ", ".join("?" * (5 + len(_EPISODE_COLUMNS)))
             task_ids: dict[tuple[str, ...], int] = {}
             db.executemany(
-                f"INSERT INTO episodes ({names}) VALUES ({marks})",
+                f"INSERT INTO episodes ({names}) VALUES ({placeholders})",
                 [
-                    (file, *astuple(position), _task_id(db, row, task_ids), *_own_values(row))
+                    (file, *astuple(position), _task_id(db, row, task_ids), *_episode_values(row))
                     for position, row in batch.episodes
                 ],
             )
-            db.executemany("INSERT INTO problems VALUES (?, ?, ?)", [(file, *line) for line in batch.skipped_lines])
+            db.executemany(
+                "INSERT INTO skipped_lines VALUES (?, ?, ?)", [(file, *line) for line in batch.skipped_lines]
+            )
         return True
 
     def remove_file(self, name: str) -> None:
         """Remove all rows of a deleted or replaced log."""
         with self._writing() as db:
-            for table in ("episodes", "problems"):
+            for table in ("episodes", "skipped_lines"):
                 db.execute(f"DELETE FROM {table} WHERE file = (SELECT id FROM files WHERE name = ?)", (name,))
             db.execute("DELETE FROM files WHERE name = ?", (name,))
 
@@ -241,7 +243,7 @@ class EpisodeIndex:
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
 
-_own_values = attrgetter(*_OWN)
+_episode_values = attrgetter(*_EPISODE_COLUMNS)
 
 
 def _task_id(db: sqlite3.Connection, row: EpisodeRow, task_ids: dict[tuple[str, ...], int]) -> int:

@@ -254,14 +254,14 @@ def video_uri(db: sqlite3.Connection, video: int) -> str | None:
 
 
 def count_skipped_lines(db: sqlite3.Connection) -> int:
-    return int(db.execute("SELECT count(*) FROM problems").fetchone()[0])
+    return int(db.execute("SELECT count(*) FROM skipped_lines").fetchone()[0])
 
 
 def skipped_lines(db: sqlite3.Connection) -> Json:
     """Return the number of skipped lines, and the first `MAX_SKIPPED_LINES` of them with their reasons."""
     rows = db.execute(
-        "SELECT name, line, why FROM problems JOIN files ON files.id = file ORDER BY name, line LIMIT ?",
+        "SELECT name, line, reason FROM skipped_lines JOIN files ON files.id = file ORDER BY name, line LIMIT ?",
         [MAX_SKIPPED_LINES],
     )
-    lines = [{"file": name, "line": line, "why": why} for name, line, why in rows]
+    lines = [{"file": name, "line": line, "reason": reason} for name, line, reason in rows]
     return {"count": count_skipped_lines(db), "lines": lines}

@@ -128,12 +128,12 @@ def read_batches(file: BinaryIO, name: str, inode: int, state: LogFileState | No
     """Yield the lines of a log after `state` in batches of about `BATCH_BYTES`."""
     offset, number = (state.offset, state.lines) if state else (0, 0)
     episodes: list[tuple[LinePosition, EpisodeRow]] = []
-    problems: list[tuple[int, str]] = []
+    skipped_lines: list[tuple[int, str]] = []
     before, batch_start, line = state, offset, b""
 
     def batch() -> IndexBatch:
         after = LogFileState(name, inode, offset, number, line[-TAIL_BYTES:])
-        return IndexBatch(before, after, episodes, problems)
+        return IndexBatch(before, after, episodes, skipped_lines)
 
     file.seek(offset)
     for line, length in _lines(file):
@@ -145,12 +145,12 @@ def read_batches(file: BinaryIO, name: str, inode: int, state: LogFileState | No
             if value is not None:
                 episodes.append((LinePosition(number, offset, length), episode_row(value)))
         except EpisodeParseError as error:
-            problems.append((number, str(error)[:500]))
+            skipped_lines.append((number, str(error)[:500]))
         offset += length
         if offset - batch_start >= BATCH_BYTES:
             finished = batch()
             yield finished
-            before, batch_start, episodes, problems = finished.after, offset, [], []
+            before, batch_start, episodes, skipped_lines = finished.after, offset, [], []
     if before is None or offset > before.offset:
         yield batch()
 

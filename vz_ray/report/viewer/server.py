@@ -91,7 +91,7 @@ def _add_lists(app: FastAPI, session: ViewerSession) -> None:
         return _json(session.state())
 
     @app.get("/api/skipped_lines")
-    def problems() -> Response:
+    def skipped_lines() -> Response:
         return _json(session.skipped_lines())
 
     @app.get("/api/filter_options")
@@ -106,15 +106,17 @@ def _add_lists(app: FastAPI, session: ViewerSession) -> None:
     def episodes(
         episode_filter: FilterQuery,
         sort: SortKey = "newest",
-        up: bool = False,
+        ascending: bool = False,
         offset: IndexQuery = 0,
         limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 60,
     ) -> Response:
-        return _json(session.page(episode_filter, sort, up, offset, limit))
+        return _json(session.page(episode_filter, sort, ascending, offset, limit))
 
     @app.get("/api/episode/{number}/neighbours")
-    def neighbours(number: int, episode_filter: FilterQuery, sort: SortKey = "newest", up: bool = False) -> Response:
-        return _json(session.neighbours(episode_filter, sort, up, _valid_id(number)))
+    def neighbours(
+        number: int, episode_filter: FilterQuery, sort: SortKey = "newest", ascending: bool = False
+    ) -> Response:
+        return _json(session.neighbours(episode_filter, sort, ascending, _valid_id(number)))
 
 
 def _add_episodes(app: FastAPI, session: ViewerSession) -> None:

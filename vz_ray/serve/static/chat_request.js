@@ -1,7 +1,7 @@
 /** Build chat requests and parse options of a question. No DOM access. */
 
 /** Longest side of the returned thumbnails, pixels. */
-const THUMBNAILS = 96;
+const THUMBNAIL_SIZE = 96;
 
 /**
  * Build the messages of a chat and a new question. All videos precede the first question, because the server
@@ -25,7 +25,7 @@ export function messagesOf(videos, exchanges, question) {
 
 /** Build the body of a request; `zooms` is the maximum number of zooms, or null for the agent's limit. */
 export function requestOf(model, messages, zooms) {
-  const extensions = { thumbnails: THUMBNAILS };
+  const extensions = { thumbnails: THUMBNAIL_SIZE };
   if (zooms !== null) extensions.max_zooms = zooms;
   return { model, messages, stream: true, stream_options: { include_usage: true }, vz_ray: extensions };
 }
@@ -38,22 +38,22 @@ export function requestOf(model, messages, zooms) {
  * Options must start with A and be consecutive; otherwise the list is empty.
  */
 export function optionsOf(text) {
-  const marks = [...text.matchAll(/(^|\s)\(?([A-Z])[.):]\s+/g)];
-  const first = marks.findIndex((mark, k) => mark[2] === "A" && marks[k + 1]?.[2] === "B");
+  const markers = [...text.matchAll(/(^|\s)\(?([A-Z])[.):]\s+/g)];
+  const first = markers.findIndex((marker, k) => marker[2] === "A" && markers[k + 1]?.[2] === "B");
   if (first < 0) return { stem: text.trim(), options: [] };
-  const run = [];
-  for (const mark of marks.slice(first)) {
-    if (mark[2].charCodeAt(0) !== 65 + run.length) break;
-    run.push(mark);
+  const consecutive = [];
+  for (const marker of markers.slice(first)) {
+    if (marker[2].charCodeAt(0) !== 65 + consecutive.length) break;
+    consecutive.push(marker);
   }
-  const options = run.map((mark, k) => [mark[2], text.slice(mark.index + mark[0].length, run[k + 1]?.index).trim()]);
-  return { stem: text.slice(0, run[0].index).trim(), options };
+  const options = consecutive.map((marker, k) => [marker[2], text.slice(marker.index + marker[0].length, consecutive[k + 1]?.index).trim()]);
+  return { stem: text.slice(0, consecutive[0].index).trim(), options };
 }
 
 /** Return the letter of the chosen option for answers such as "B", "(b)", "B. ring" or "ring"; else "". */
-export function chosen(answer, options) {
-  const marked = /^\W*([A-Za-z])\W*$/.exec(answer) ?? /^\W*([A-Z])\s*[.):,]/.exec(answer);
-  const letter = marked?.[1].toUpperCase();
+export function chosenOption(answer, options) {
+  const match = /^\W*([A-Za-z])\W*$/.exec(answer) ?? /^\W*([A-Z])\s*[.):,]/.exec(answer);
+  const letter = match?.[1].toUpperCase();
   const normalized = answer.trim().toLowerCase();
   return options.find(([name, text]) => name === letter || text.toLowerCase() === normalized)?.[0] ?? "";
 }

@@ -1,7 +1,7 @@
 /**
  * Chat about videos: state of the page.
  *
- *   video picker -> videos -> stage (player, timelines of the selected exchange)
+ *   video picker -> videos -> video panel (player, timelines of the selected exchange)
  *   composer -> ask() -> Exchange, which renders the chunks of the stream
  */
 import { call, chunks, get, onKeyNeeded, RequestError, session } from "./api.js";
@@ -11,7 +11,7 @@ import { zoomTimelines } from "./zoom_timelines.js";
 import { askForKey } from "./login.js";
 import { player } from "./player.js";
 import { Exchange } from "./exchange.js";
-import { card, Video } from "./video.js";
+import { Video, videoCard } from "./video.js";
 import { el } from "./web/dom.js";
 
 const EXAMPLES = [
@@ -26,11 +26,11 @@ const byId = (id) => document.getElementById(id);
 const narrow = matchMedia("(max-width: 860px)");
 const question = byId("question");
 
-const screen = player((video, seconds) => visibleTimelines?.setNow(video, seconds));
+const videoPlayer = player((video, seconds) => visibleTimelines?.setNow(video, seconds));
 const picker = videoPicker({ onVideo: attach, onProblem: showProblem });
-let videos = []; // of this chat: { video, line }
+let videos = []; // of this chat: { video, card }
 let exchanges = [];
-let visibleTimelines = null; // the timelines on stage: of an exchange, or those before the first
+let visibleTimelines = null; // the displayed timelines: of an exchange, or those before the first
 let running = null; // { abort, exchange } while a question is being answered
 let model = "";
 
@@ -38,23 +38,23 @@ let model = "";
 
 function attach(source) {
   const video = new Video(source);
-  const line = card(video, { onRemove: detach, onShow: (chosen) => screen.show(chosen) });
-  const entry = { video, line };
+  const card = videoCard(video, { onRemove: detach, onShow: videoPlayer.show });
+  const entry = { video, card };
   videos.push(entry);
   video.onChange = () => update(entry);
-  byId("adding").close();
-  screen.show(video);
+  byId("add-dialog").close();
+  videoPlayer.show(video);
   showEmptyTimelines();
-  arrange();
+  updateLayout();
   question.focus();
 }
 
 function detach(video) {
   video.close();
   videos = videos.filter((entry) => entry.video !== video);
-  screen.show(videos.at(-1)?.video ?? null);
+  videoPlayer.show(videos.at(-1)?.video ?? null);
   showEmptyTimelines();
-  arrange();
+  updateLayout();
   question.focus();
 }
 
@@ -63,7 +63,7 @@ const isLocked = (video) => Boolean(running) || exchanges.some((exchange) => exc
 const hasAnswer = () => exchanges.some((exchange) => exchange.answer);
 
 function update(entry) {
-  entry.line.update(isLocked(entry.video));
+  entry.card.update(isLocked(entry.video));
   if (visibleTimelines?.before && entry.video.duration && !entry.hasTimeline) {
     entry.hasTimeline = true;
     showEmptyTimelines();
@@ -75,49 +75,48 @@ function showEmptyTimelines() {
   if (running || hasAnswer()) return;
   visibleTimelines = zoomTimelines(videos.map((entry) => entry.video), seek, narrow.matches);
   visibleTimelines.before = true;
-  byId("lanes").replaceChildren(visibleTimelines.element);
+  byId("timelines").replaceChildren(visibleTimelines.element);
 }
 
 function seek(video, seconds) {
-  screen.seek(video, seconds);
-  if (narrow.matches) return;
-  byId("stage").scrollTo({ top: 0 });
+  videoPlayer.seek(video, seconds);
+  if (!narrow.matches) byId("video-panel").scrollTo({ top: 0 });
 }
 
 // -- layout ----------------------------------------------------------------------------
 
-function arrange() {
+function updateLayout() {
   const empty = !videos.length && !exchanges.length;
   document.body.classList.toggle("empty", empty);
-  byId("stage").hidden = empty;
+  byId("video-panel").hidden = empty;
   byId("intro").hidden = !empty;
-  byId("lead").hidden = empty || exchanges.length > 0;
-  byId("new").hidden = empty;
-  byId("add").hidden = empty;
+  byId("question-heading").hidden = empty || exchanges.length > 0;
+  byId("new-chat").hidden = empty;
+  byId("add-video").hidden = empty;
   byId("examples").hidden = exchanges.length > 0;
   byId("stop").hidden = !running;
   byId("ask").hidden = Boolean(running);
-  byId("missing").hidden = true;
+  byId("composer-error").hidden = true;
   question.placeholder = hasAnswer() ? "Ask more about it" : "Your question. Options may follow: A. … B. …";
-  document.body.classList.toggle("asked", exchanges.length > 0);
-  byId("videos").replaceChildren(...videos.map((entry) => entry.line.element));
-  for (const entry of videos) entry.line.update(isLocked(entry.video));
-  if (empty) byId("choose").append(picker.element);
-  else byId("adding").append(picker.element);
+  document.body.classList.toggle("has-exchanges", exchanges.length > 0);
+  byId("videos").replaceChildren(...videos.map((entry) => entry.card.element));
+  for (const entry of videos) entry.card.update(isLocked(entry.video));
+  if (empty) byId("picker").append(picker.element);
+  else byId("add-dialog").append(picker.element);
 }
 
-function onStage(timelines) {
+function displayTimelines(timelines) {
   visibleTimelines = timelines;
-  byId("lanes").replaceChildren(timelines.element);
-  for (const exchange of exchanges) exchange.onStage(exchanges.length > 1, exchange.timelines === timelines);
+  byId("timelines").replaceChildren(timelines.element);
+  for (const exchange of exchanges) exchange.setDisplayed(exchange.timelines === timelines, exchanges.length > 1);
 }
 
 /** Apply a change and keep the end of the chat in view if it was in view. */
-function follow(change) {
-  const box = narrow.matches ? document.scrollingElement : byId("scroll");
-  const near = box.scrollHeight - box.scrollTop - box.clientHeight < FOLLOW_DISTANCE;
+function keepEndInView(change) {
+  const container = narrow.matches ? document.scrollingElement : byId("chat-scroll");
+  const nearEnd = container.scrollHeight - container.scrollTop - container.clientHeight < FOLLOW_DISTANCE;
   change();
-  if (near) box.scrollTop = box.scrollHeight;
+  if (nearEnd) container.scrollTop = container.scrollHeight;
 }
 
 const setStatus = (text) => (byId("status").textContent = text);
@@ -125,27 +124,27 @@ const setStatus = (text) => (byId("status").textContent = text);
 // -- questions --------------------------------------------------------------------------
 
 /** Return why the question cannot be submitted; empty if it can. */
-function obstacle(text) {
+function whyNotReady(text) {
   if (!videos.length) return "Choose a video first.";
   if (!text.trim()) return "Write a question first.";
-  const broken = videos.find(({ video }) => video.state === "failed");
-  return broken ? `${broken.video.name} is not on the server: remove it, or try again.` : "";
+  const failed = videos.find(({ video }) => video.state === "failed");
+  return failed ? `${failed.video.name} is not on the server: remove it, or try again.` : "";
 }
 
 async function ask(text) {
   const attached = videos.map((entry) => entry.video);
   const timelines = newTimelines(attached);
-  const exchange = new Exchange(text.trim(), attached, timelines, { onRetry: retry, onShow: () => onStage(timelines), onStatus: setStatus });
-  const past = [...exchanges];
+  const exchange = new Exchange(text.trim(), attached, timelines, { onRetry: retry, onShow: () => displayTimelines(timelines), onStatus: setStatus });
+  const earlier = [...exchanges];
   const abort = new AbortController();
   running = { abort, exchange };
   exchanges.push(exchange);
-  onStage(timelines);
-  follow(() => byId("rounds").append(exchange.element));
-  arrange();
+  displayTimelines(timelines);
+  keepEndInView(() => byId("exchanges").append(exchange.element));
+  updateLayout();
   exchange.element.scrollIntoView({ block: "nearest" });
   try {
-    await run(exchange, past, abort.signal);
+    await run(exchange, earlier, abort.signal);
     exchange.end();
   } catch (error) {
     if (abort.signal.aborted) exchange.stop();
@@ -157,38 +156,38 @@ async function ask(text) {
   }
   if (running?.exchange !== exchange) return; // A new chat has started meanwhile.
   running = null;
-  follow(arrange);
+  keepEndInView(updateLayout);
   question.focus({ preventScroll: narrow.matches });
 }
 
 /** Create the timelines of a new exchange. */
 function newTimelines(attached) {
   const timelines = zoomTimelines(attached, (video, seconds) => {
-    onStage(timelines);
+    displayTimelines(timelines);
     seek(video, seconds);
   }, narrow.matches);
   return timelines;
 }
 
-async function run(exchange, past, signal) {
+async function run(exchange, earlier, signal) {
   exchange.status("Waiting for the upload");
-  await orAborted(Promise.all(exchange.videos.map((video) => video.ready)), signal);
+  await abortable(Promise.all(exchange.videos.map((video) => video.ready)), signal);
   exchange.status("Decoding the overview");
   model ||= (await models()).id;
-  const zooms = byId("zooms").value;
-  const request = requestOf(model, messagesOf(exchange.videos, past, exchange.question), zooms === "" ? null : Number(zooms));
+  const zooms = byId("zoom-limit").value;
+  const request = requestOf(model, messagesOf(exchange.videos, earlier, exchange.question), zooms === "" ? null : Number(zooms));
   for await (const chunk of chunks(request, signal)) {
-    follow(() => exchange.addChunk(chunk));
-    remember(chunk.choices[0]?.delta ?? {}, exchange.videos);
+    keepEndInView(() => exchange.addChunk(chunk));
+    keepFrames(chunk.choices[0]?.delta ?? {}, exchange.videos);
   }
 }
 
 /** Keep the frames that the agent received, for videos that the player cannot play. */
-function remember({ overview, zoom }, attached) {
-  for (const event of [overview, zoom]) if (event?.thumbnails) screen.addFrames(attached[event.video], event.pts, event.thumbnails);
+function keepFrames({ overview, zoom }, attached) {
+  for (const event of [overview, zoom]) if (event?.thumbnails) videoPlayer.addFrames(attached[event.video], event.pts, event.thumbnails);
 }
 
-function orAborted(promise, signal) {
+function abortable(promise, signal) {
   return new Promise((resolve, reject) => {
     signal.addEventListener("abort", () => reject(signal.reason));
     promise.then(resolve, reject);
@@ -196,16 +195,16 @@ function orAborted(promise, signal) {
 }
 
 function retry(exchange) {
-  const why = running ? "Another question is being answered." : obstacle(exchange.question);
-  if (why) return showProblem(why);
+  const reason = running ? "Another question is being answered." : whyNotReady(exchange.question);
+  if (reason) return showProblem(reason);
   exchange.element.remove();
   exchanges = exchanges.filter((entry) => entry !== exchange);
   ask(exchange.question);
 }
 
 function showProblem(message) {
-  byId("missing").textContent = message;
-  byId("missing").hidden = false;
+  byId("composer-error").textContent = message;
+  byId("composer-error").hidden = false;
 }
 
 const stop = () => running?.abort.abort();
@@ -216,12 +215,12 @@ function newChat() {
   for (const { video } of videos) video.close();
   videos = [];
   exchanges = [];
-  screen.show(null);
-  byId("rounds").replaceChildren();
+  videoPlayer.show(null);
+  byId("exchanges").replaceChildren();
   question.value = "";
   setStatus("");
   showEmptyTimelines();
-  arrange();
+  updateLayout();
   picker.refresh();
   picker.element.querySelector("button").focus();
 }
@@ -235,11 +234,11 @@ async function models() {
   return latest;
 }
 
-async function begin() {
+async function start() {
   onKeyNeeded(askForKey);
   try {
     if ((await session()).needs_key) await askForKey("An API key is needed.");
-    byId("leave").hidden = !(await session()).name;
+    byId("sign-out").hidden = !(await session()).name;
     await picker.refresh();
     model = (await models()).id;
   } catch (error) {
@@ -253,12 +252,12 @@ byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   if (running) return;
   const text = question.value;
-  const why = obstacle(text);
-  if (why) return showProblem(why);
+  const reason = whyNotReady(text);
+  if (reason) return showProblem(reason);
   question.value = "";
   ask(text);
 });
-question.addEventListener("input", () => (byId("missing").hidden = true));
+question.addEventListener("input", () => (byId("composer-error").hidden = true));
 question.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   event.preventDefault();
@@ -268,26 +267,26 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running && !document.querySelector("dialog[open]")) stop();
 });
 byId("stop").addEventListener("click", stop);
-byId("leave").addEventListener("click", async () => {
+byId("sign-out").addEventListener("click", async () => {
   await call("session", { method: "DELETE" });
   location.reload();
 });
-byId("new").addEventListener("click", newChat);
-byId("add").addEventListener("click", () => {
+byId("new-chat").addEventListener("click", newChat);
+byId("add-video").addEventListener("click", () => {
   picker.refresh();
-  byId("adding").showModal();
+  byId("add-dialog").showModal();
 });
-byId("adding-close").addEventListener("click", () => byId("adding").close());
-acceptDrops((files) => picker.take(files));
+byId("add-dialog-close").addEventListener("click", () => byId("add-dialog").close());
+acceptDrops((files) => picker.addFiles(files));
 for (const text of EXAMPLES) {
-  const use = () => {
+  const insert = () => {
     question.value = text;
     question.focus();
   };
-  byId("examples").append(el("button.example", { type: "button", onclick: use }, text));
+  byId("examples").append(el("button.example", { type: "button", onclick: insert }, text));
 }
 if (/Mac|iPhone|iPad/.test(navigator.platform)) byId("ask-keys").textContent = "⌘ ↵";
-byId("screen").append(screen.element);
+byId("player").append(videoPlayer.element);
 showEmptyTimelines();
-arrange();
-begin();
+updateLayout();
+start();

@@ -9,10 +9,10 @@
  */
 import { upload } from "./api.js";
 import { clock, el } from "./web/dom.js";
-import { nameOf, size, span } from "./format.js";
+import { nameOf, size, timeLeft } from "./format.js";
 
 /** Upload time before the remaining time is estimated, seconds. */
-const PACE_S = 1;
+const MIN_ESTIMATE_S = 1;
 
 export class Video {
   onChange = () => {};
@@ -33,7 +33,7 @@ export class Video {
 
   /** Upload the file; also used for a retry. */
   send() {
-    Object.assign(this, { state: "sending", sent: 0, error: null, began: performance.now() });
+    Object.assign(this, { state: "sending", sent: 0, error: null, startedAt: performance.now() });
     const progress = (sent) => {
       this.sent = Math.min(sent, this.file.size);
       this.state = sent >= this.file.size ? "checking" : "sending";
@@ -52,7 +52,7 @@ export class Video {
         throw error;
       },
     );
-    this.ready.catch(() => {}); // The card of the video shows the error.
+    this.ready.catch(() => {}); // videoCard shows the error.
     this.onChange();
   }
 
@@ -76,43 +76,43 @@ export class Video {
   }
 
   /** Short description of the state. */
-  get words() {
+  get statusText() {
     const length = this.duration ? `${clock(Math.round(this.duration))} · ` : "";
-    if (this.state === "sending") return `Uploading ${Math.floor(100 * this.part)} %${this.#left()}`;
+    if (this.state === "sending") return `Uploading ${Math.floor(100 * this.sentFraction)} %${this.#remaining()}`;
     if (this.state === "checking") return "Uploaded; the server is checking it";
     if (this.state === "failed") return this.error.message;
     return this.url ? `${length}${new URL(this.url).hostname}` : `${length}${size(this.bytes)}`;
   }
 
-  get part() {
+  get sentFraction() {
     return this.file?.size ? this.sent / this.file.size : 0;
   }
 
-  #left() {
-    const passed = (performance.now() - this.began) / 1000;
-    if (passed < PACE_S || !this.sent) return ` of ${size(this.file.size)}`;
-    return ` of ${size(this.file.size)}, ${span((passed * (this.file.size - this.sent)) / this.sent)} left`;
+  #remaining() {
+    const elapsed = (performance.now() - this.startedAt) / 1000;
+    if (elapsed < MIN_ESTIMATE_S || !this.sent) return ` of ${size(this.file.size)}`;
+    return ` of ${size(this.file.size)}, ${timeLeft((elapsed * (this.file.size - this.sent)) / this.sent)} left`;
   }
 }
 
 /** Create the list item of a video. */
-export function card(video, { onRemove, onShow }) {
-  const words = el("span.video-words");
+export function videoCard(video, { onRemove, onShow }) {
+  const status = el("span.video-status");
   const bar = el("progress", { max: 1, "aria-label": `Upload of ${video.name}` });
-  const retry = el("button.quiet", { type: "button", onclick: () => video.send() }, "Try again");
-  const remove = el("button.icon", { type: "button", "aria-label": `Remove ${video.name}`, title: "Remove", onclick: () => onRemove(video) }, "×");
+  const retry = el("button.secondary", { type: "button", onclick: () => video.send() }, "Try again");
+  const remove = el("button.icon-button", { type: "button", "aria-label": `Remove ${video.name}`, title: "Remove", onclick: () => onRemove(video) }, "×");
   const name = el("button.video-name", { type: "button", title: video.name, onclick: () => onShow(video) }, video.name);
-  const element = el("li.video", {}, el("div.video-line", {}, name, words, retry, remove), bar);
+  const element = el("li.video", {}, el("div.video-row", {}, name, status, retry, remove), bar);
 
   function update(locked) {
-    words.textContent = video.words;
+    status.textContent = video.statusText;
     element.classList.toggle("failed", video.state === "failed");
     element.classList.toggle("sending", video.state === "sending" || video.state === "checking");
-    words.setAttribute("role", video.state === "failed" ? "alert" : "none");
+    status.setAttribute("role", video.state === "failed" ? "alert" : "none");
     retry.hidden = video.state !== "failed" || video.error?.retry === null;
     remove.hidden = locked && video.state !== "failed";
     bar.hidden = video.state !== "sending" && video.state !== "checking";
-    if (video.state === "sending") bar.value = video.part;
+    if (video.state === "sending") bar.value = video.sentFraction;
     else bar.removeAttribute("value"); // The duration of the check is unknown.
   }
   return { element, update };

@@ -32,7 +32,7 @@ export function address(page, id, params) {
 
 /** Settings that select the rows of the list. */
 export function listParams(params) {
-  const kept = new URLSearchParams(params);
-  kept.delete("t");
-  return kept;
+  const listed = new URLSearchParams(params);
+  listed.delete("t");
+  return listed;
 }

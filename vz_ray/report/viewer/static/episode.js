@@ -1,9 +1,9 @@
 /** Episode page: video with timeline, and the conversation. */
 import { clock, el } from "/web/dom.js";
-import { strip } from "/web/frame_strip.js";
+import { frameStrip } from "/web/frame_strip.js";
 import { timeline } from "/web/timeline.js";
 import { address, get, listParams } from "./api.js";
-import { count, figure, humanize, number, outcomeLabel, outcomeOf, seconds, signed, stageLabel, tone } from "./format.js";
+import { compact, count, humanize, number, outcomeLabel, outcomeOf, seconds, signed, stageLabel, tone } from "./format.js";
 import { SHADES, shadeLegend, tokenText } from "./tokens.js";
 
 let shade = "logprob"; // Last chosen shading.
@@ -22,14 +22,14 @@ class Episode {
     this.tokenTexts = []; // Result of tokenText for each turn.
     this.observer = new IntersectionObserver((entries) => this.onVisible(entries), { rootMargin: "300px" });
     this.player = this.makePlayer();
-    this.line = timeline({
+    this.timeline = timeline({
       duration: episode.duration,
       ticks: episode.overview.times.filter((time) => time !== null),
       events: episode.task.events,
       zooms: episode.zoomed,
       onSeek: (time) => this.seek(time),
     });
-    this.element = el("article.episode", { "data-id": id }, this.head(), el("div.sides", {}, this.playerColumn(), this.conversation()));
+    this.element = el("article.episode", { "data-id": id }, this.head(), el("div.columns", {}, this.playerColumn(), this.conversation()));
     this.setShade(shade);
   }
 
@@ -61,55 +61,55 @@ class Episode {
   }
 
   setNow(time) {
-    this.line.setNow(time);
-    for (const { strip: frames } of this.strips) frames.setNow(time);
+    this.timeline.setNow(time);
+    for (const { strip } of this.strips) strip.setNow(time);
   }
 
   /** Replace the player with a message. */
   showPlayerError(message) {
     this.player.hidden = true;
-    this.trouble.hidden = false;
-    if (!this.trouble.textContent) this.trouble.textContent = message;
+    this.playerError.hidden = false;
+    if (!this.playerError.textContent) this.playerError.textContent = message;
   }
 
   /** Load the length of the video, or the reason why it cannot be played. */
   async loadVideo() {
     const video = await get(`/api/video/${this.episode.video}`).catch((error) => ({ error: error.message }));
     if (video.error) {
-      this.trouble.textContent = video.error;
+      this.playerError.textContent = video.error;
       this.showPlayerError(video.error);
-    } else this.line.setDuration(Math.max(video.duration, ...this.episode.turns.map((turn) => turn.zoom?.end ?? 0)));
+    } else this.timeline.setDuration(Math.max(video.duration, ...this.episode.turns.map((turn) => turn.zoom?.end ?? 0)));
   }
 
   // -- parts -----------------------------------------------------------------------
 
   head() {
     const { episode, neighbours } = this;
-    const step = (id, title, sign) => (id ? el("a.quiet", { href: this.to("episode", id), "aria-label": title }, sign) : el("span.quiet.off", { "aria-hidden": "true" }, sign));
+    const neighbourLink = (id, title, arrow) => (id ? el("a.secondary", { href: this.addressOf("episode", id), "aria-label": title }, arrow) : el("span.secondary.disabled", { "aria-hidden": "true" }, arrow));
     return el(
-      "header.where", {},
+      "header.page-header", {},
       el("nav", { "aria-label": "Episodes" },
-        el("a.quiet", { href: this.to("list", 0) }, "← Episodes"),
-        step(neighbours.previous, "Previous episode", "↑"), step(neighbours.next, "Next episode", "↓"),
-        el("a.quiet", { href: this.to("group", this.id) }, episode.samples > 1 ? `Group of ${episode.samples}` : "Group")),
-      el("h2", { tabindex: -1 }, el(`span.came.${tone(episode)}`, {}, outcomeLabel(outcomeOf(episode))), ` ${episode.task.id}`, el("small", {}, `sample ${episode.sample}${episode.attempt ? `, attempt ${episode.attempt}` : ""}`)),
+        el("a.secondary", { href: this.addressOf("list", 0) }, "← Episodes"),
+        neighbourLink(neighbours.previous, "Previous episode", "↑"), neighbourLink(neighbours.next, "Next episode", "↓"),
+        el("a.secondary", { href: this.addressOf("group", this.id) }, episode.samples > 1 ? `Group of ${episode.samples}` : "Group")),
+      el("h2", { tabindex: -1 }, el(`span.outcome.${tone(episode)}`, {}, outcomeLabel(outcomeOf(episode))), ` ${episode.task.id}`, el("small", {}, `sample ${episode.sample}${episode.attempt ? `, attempt ${episode.attempt}` : ""}`)),
       el("p.note", {}, [stageLabel(episode.stage), `step ${episode.step}`, humanize(episode.kind), episode.task.source].filter(Boolean).join(" · "), " · ", el("code", {}, `${episode.file}, line ${episode.line}`)),
     );
   }
 
   playerColumn() {
-    this.trouble = el("p.trouble", { hidden: true, role: "status" });
-    const key = el("p.note.key", {}, el("span", {}, el("b.tick"), "overview frame"), el("span", {}, el("b.zoom"), "zoom"),
+    this.playerError = el("p.error", { hidden: true, role: "status" });
+    const legend = el("p.note.legend-row", {}, el("span", {}, el("b.tick"), "overview frame"), el("span", {}, el("b.zoom"), "zoom"),
       this.episode.zoomed.some((zoom) => zoom.refused) && el("span", {}, el("b.refused"), "rejected zoom"),
       this.episode.task.events.length > 0 && el("span", {}, el("b.event"), "evidence span"));
-    return el("div.watching", {}, el("div.card", {}, el("div.screen", {}, this.player, this.trouble), this.line.element, key), this.rewardCard(), this.costCard());
+    return el("div.player-column", {}, el("div.card", {}, el("div.player", {}, this.player, this.playerError), this.timeline.element, legend), this.rewardCard(), this.costCard());
   }
 
   rewardCard() {
     const { episode } = this;
     const reward = episode.reward;
     const rows = [["Answer", episode.answer === null ? `none (${humanize(episode.status)})` : episode.answer.text], ["Truth", episode.task.answer.text]];
-    if (reward) rows.push(["Reward", number(reward.total, 3)], ...Object.entries(reward.parts).map(([name, value]) => [humanize(name), figure(value)]));
+    if (reward) rows.push(["Reward", number(reward.total, 3)], ...Object.entries(reward.parts).map(([name, value]) => [humanize(name), compact(value)]));
     rows.push(["Advantage", episode.advantage === null ? "none: not used for training" : signed(episode.advantage, 3)]);
     const notes = [reward?.note, reward && !reward.valid && "Not scored: excluded from accuracy.", episode.error].filter(Boolean);
     return el("section.card", { "aria-label": "Reward" }, facts(rows), notes.map((note) => el("p.note", {}, note)));
@@ -128,23 +128,23 @@ class Episode {
     const name = (key) => ({ [this.episode.names.max]: "maximum |Δ log-prob|", [this.episode.names.kl]: "KL" })[key] || humanize(key.replace("/", ": "));
     return el("details", {}, el("summary", {}, "Engine against learner"),
       el("p.note", {}, `Aggregated over step ${this.episode.step}; in nats.`),
-      facts(metrics.map(([key, value]) => [name(key), figure(value)])));
+      facts(metrics.map(([key, value]) => [name(key), compact(value)])));
   }
 
   conversation() {
     const { episode } = this;
-    const choice = el("fieldset.shades", {}, el("legend", {}, "Shade tokens by"), SHADES.map(([kind, title]) =>
+    const shadeSelector = el("fieldset.shades", {}, el("legend", {}, "Shade tokens by"), SHADES.map(([kind, title]) =>
       el("label", {}, el("input", { type: "radio", name: "shade", value: kind, checked: kind === shade, onchange: () => this.setShade(kind) }), title)));
     this.legend = el("p.note.ramp-note", {});
-    const question = el("section.turn.asked", {}, el("h3", {}, "Question"), el("div.said", {}, episode.task.question.text), cut(episode.task.question),
+    const question = el("section.turn.question-turn", {}, el("h3", {}, "Question"), el("div.turn-text", {}, episode.task.question.text), truncationNote(episode.task.question),
       el("h4", {}, `Overview, ${episode.overview.count} frames`), this.frames(episode.overview, 0));
-    return el("div.conversation.card", {}, episode.turns.some((turn) => turn.sampled) && [choice, this.legend], question, episode.turns.map((turn, k) => this.turn(turn, k + 1)));
+    return el("div.conversation.card", {}, episode.turns.some((turn) => turn.sampled) && [shadeSelector, this.legend], question, episode.turns.map((turn, k) => this.turn(turn, k + 1)));
   }
 
   turn(turn, k) {
     const text = tokenText(turn, this.episode.advantage);
     this.tokenTexts.push(text);
-    return el("section.turn", {}, el("h3", {}, `Turn ${k}`, el("small", {}, this.samplingNote(turn))), text.element, cut(turn.text), this.observation(turn, k));
+    return el("section.turn", {}, el("h3", {}, `Turn ${k}`, el("small", {}, this.samplingNote(turn))), text.element, truncationNote(turn.text), this.observation(turn, k));
   }
 
   samplingNote(turn) {
@@ -158,30 +158,30 @@ class Episode {
   }
 
   observation(turn, k) {
-    if (turn.refused) return el("p.got.refused", {}, `Zoom rejected (${humanize(turn.refused.kind)}): ${turn.refused.message}`);
+    if (turn.refused) return el("p.zoom-result.refused", {}, `Zoom rejected (${humanize(turn.refused.kind)}): ${turn.refused.message}`);
     if (!turn.zoom) return null;
     const { start, end, fps, requested_fps: requested } = turn.zoom;
-    const label = `Zoom ${clock(start)}–${clock(end)} at ${figure(fps)} fps${requested === null ? "" : ` (requested ${figure(requested)})`}`;
-    return [el("button.got", { type: "button", onclick: () => this.seek(start) }, label), turn.frames && this.frames(turn.frames, k)];
+    const label = `Zoom ${clock(start)}–${clock(end)} at ${compact(fps)} fps${requested === null ? "" : ` (requested ${compact(requested)})`}`;
+    return [el("button.zoom-result", { type: "button", onclick: () => this.seek(start) }, label), turn.frames && this.frames(turn.frames, k)];
   }
 
   frames(context, turn) {
     if (!context.count) return null;
-    const frames = strip({ times: context.times, events: this.episode.task.events, width: context.width, height: context.height, more: context.count - context.times.length, onSeek: (time) => this.seek(time) });
-    frames.element.dataset.turn = turn;
-    this.strips.push({ turn, strip: frames });
-    this.observer.observe(frames.element);
-    return frames.element;
+    const strip = frameStrip({ times: context.times, events: this.episode.task.events, width: context.width, height: context.height, numOmitted: context.count - context.times.length, onSeek: (time) => this.seek(time) });
+    strip.element.dataset.turn = turn;
+    this.strips.push({ turn, strip });
+    this.observer.observe(strip.element);
+    return strip.element;
   }
 
   /** Load the thumbnails of strips that become visible. */
   onVisible(entries) {
     for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
       this.observer.unobserve(target);
-      const { turn, strip: frames } = this.strips.find((item) => item.strip.element === target);
+      const { turn, strip } = this.strips.find((item) => item.strip.element === target);
       get(`/api/episode/${this.id}/frames/${turn}`)
-        .then((loaded) => (loaded.error ? frames.fail(loaded.error) : frames.show(loaded.frames)))
-        .catch((error) => frames.fail(error.message));
+        .then((loaded) => (loaded.error ? strip.fail(loaded.error) : strip.show(loaded.frames)))
+        .catch((error) => strip.fail(error.message));
     }
   }
 
@@ -189,23 +189,23 @@ class Episode {
     shade = kind;
     this.tokenTexts.forEach((text) => text.shade(kind));
     this.legend.replaceChildren(...shadeLegend(kind, this.episode.advantage));
-    const button = this.element.querySelector(`input[value="${kind}"]`);
-    if (button) button.checked = true;
+    const radio = this.element.querySelector(`input[value="${kind}"]`);
+    if (radio) radio.checked = true;
   }
 
   // -- keys ------------------------------------------------------------------------
 
-  to(page, id) {
+  addressOf(page, id) {
     return address(page, id, listParams(this.params));
   }
 
   keys(event) {
     const { next, previous } = this.neighbours;
     const onControl = event.target.closest("button, a, input, video, summary");
-    if (event.key === "Escape") location.hash = this.to("list", 0);
-    else if (["j", "ArrowDown"].includes(event.key) && next && !event.target.closest("video, input")) location.hash = this.to("episode", next);
-    else if (["k", "ArrowUp"].includes(event.key) && previous && !event.target.closest("video, input")) location.hash = this.to("episode", previous);
-    else if (event.key === "g") location.hash = this.to("group", this.id);
+    if (event.key === "Escape") location.hash = this.addressOf("list", 0);
+    else if (["j", "ArrowDown"].includes(event.key) && next && !event.target.closest("video, input")) location.hash = this.addressOf("episode", next);
+    else if (["k", "ArrowUp"].includes(event.key) && previous && !event.target.closest("video, input")) location.hash = this.addressOf("episode", previous);
+    else if (event.key === "g") location.hash = this.addressOf("group", this.id);
     else if (event.key === "s") this.setShade(SHADES[(SHADES.findIndex(([kind]) => kind === shade) + 1) % SHADES.length][0]);
     else if (event.key === " " && !onControl) this.player.paused ? this.player.play().catch(() => {}) : this.player.pause();
     else return false;
@@ -215,4 +215,4 @@ class Episode {
 
 const facts = (rows) => el("dl.facts", {}, rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, String(value)))));
 
-const cut = (text) => text.length > text.text.length && el("p.note", {}, `${count(text.length)} characters; the first ${count(text.text.length)} are shown.`);
+const truncationNote = (text) => text.length > text.text.length && el("p.note", {}, `${count(text.length)} characters; the first ${count(text.text.length)} are shown.`);

@@ -6,8 +6,8 @@ const FAILURES = [
   "never_zoomed", "zoomed_elsewhere", "right_place_too_coarse", "right_evidence_wrong_answer", "zoomed_place_unknown",
   "bad_format", "ran_out_of_rounds", "truncated", "failed",
 ];
-const NAMES = ["text", "stage", "kind", "zooms", "outcome", "step_from", "step_to", "reward_from", "reward_to"];
-const TYPING_MS = 250;
+const FILTERS = ["text", "stage", "kind", "zooms", "outcome", "step_from", "step_to", "reward_from", "reward_to"];
+const DEBOUNCE_MS = 250;
 
 /**
  * Returns { element, fill(choices, params), search }.
@@ -27,24 +27,24 @@ export function filterBar(set) {
   const range = (name, title, step) =>
     el("fieldset", {}, el("legend", {}, title), numberField(`${name}_from`, `${title} from`, step), el("span", { "aria-hidden": "true" }, "–"), numberField(`${name}_to`, `${title} to`, step));
 
-  let typing = 0;
+  let typingTimer = 0;
   fields.text = el("input", {
     type: "search", placeholder: "Question or answer", maxlength: 200, autocomplete: "off", spellcheck: "false",
     oninput: (event) => {
-      clearTimeout(typing);
-      typing = setTimeout(() => set({ text: event.target.value }), TYPING_MS);
+      clearTimeout(typingTimer);
+      typingTimer = setTimeout(() => set({ text: event.target.value }), DEBOUNCE_MS);
     },
   });
   const search = el("label.search", {}, el("span", {}, "Search ", el("kbd", {}, "/")), fields.text);
-  const clear = el("button.quiet", { type: "button", onclick: () => set(Object.fromEntries(NAMES.map((name) => [name, ""]))) }, "Clear");
-  const more = el("div.more", { id: "filters-more" }, select("stage", "Stage"), select("kind", "Kind"), select("outcome", "Outcome"), select("zooms", "Zooms"), range("step", "Step", "1"), range("reward", "Reward", "any"), clear);
-  const fold = el("button.quiet.fold", { type: "button", "aria-expanded": "false", "aria-controls": "filters-more" }, "Filters");
-  fold.addEventListener("click", () => fold.setAttribute("aria-expanded", String(element.classList.toggle("open"))));
-  const element = el("form.filters", { role: "search", onsubmit: (event) => event.preventDefault() }, search, fold, more);
+  const clear = el("button.secondary", { type: "button", onclick: () => set(Object.fromEntries(FILTERS.map((name) => [name, ""]))) }, "Clear");
+  const more = el("div.more-filters", { id: "filters-more" }, select("stage", "Stage"), select("kind", "Kind"), select("outcome", "Outcome"), select("zooms", "Zooms"), range("step", "Step", "1"), range("reward", "Reward", "any"), clear);
+  const toggle = el("button.secondary.filters-toggle", { type: "button", "aria-expanded": "false", "aria-controls": "filters-more" }, "Filters");
+  toggle.addEventListener("click", () => toggle.setAttribute("aria-expanded", String(element.classList.toggle("open"))));
+  const element = el("form.filters", { role: "search", onsubmit: (event) => event.preventDefault() }, search, toggle, more);
 
-  const options = (name, all, rows) => {
+  const setOptions = (name, allLabel, rows) => {
     const option = ([value, title, number]) => el("option", { value }, number === undefined ? title : `${title} (${count(number)})`);
-    fields[name].replaceChildren(option(["", all]), ...rows.map((row) => (row.group ? el("optgroup", { label: row.group }, row.rows.map(option)) : option(row))));
+    fields[name].replaceChildren(option(["", allLabel]), ...rows.map((row) => (row.group ? el("optgroup", { label: row.group }, row.rows.map(option)) : option(row))));
   };
 
   return {
@@ -52,22 +52,22 @@ export function filterBar(set) {
     search: fields.text,
     fill(choices, params) {
       if (choices) {
-        options("stage", "all", choices.stages.map(([stage, number]) => [stage, stageLabel(stage), number]));
-        options("kind", "all", choices.kinds.map(([kind, number]) => [kind, humanize(kind) || "none", number]));
-        const few = choices.zooms.filter(([zooms]) => zooms < choices.many_zooms);
+        setOptions("stage", "all", choices.stages.map(([stage, number]) => [stage, stageLabel(stage), number]));
+        setOptions("kind", "all", choices.kinds.map(([kind, number]) => [kind, humanize(kind) || "none", number]));
+        const belowMany = choices.zooms.filter(([zooms]) => zooms < choices.many_zooms);
         const many = choices.zooms.filter(([zooms]) => zooms >= choices.many_zooms).reduce((sum, [, number]) => sum + number, 0);
-        options("zooms", "any", [...few.map(([zooms, number]) => [zooms, zooms, number]), ...(many ? [[choices.many_zooms, `${choices.many_zooms} or more`, many]] : [])]);
-        options("outcome", "all", [["right", "right"], ["wrong", "wrong"], ["unjudged", "not scored"], { group: "Failure modes", rows: FAILURES.map((name) => [name, outcomeLabel(name)]) }]);
+        setOptions("zooms", "any", [...belowMany.map(([zooms, number]) => [zooms, zooms, number]), ...(many ? [[choices.many_zooms, `${choices.many_zooms} or more`, many]] : [])]);
+        setOptions("outcome", "all", [["right", "right"], ["wrong", "wrong"], ["unjudged", "not scored"], { group: "Failure modes", rows: FAILURES.map((name) => [name, outcomeLabel(name)]) }]);
         const [low, high] = choices.steps;
         for (const [name, value] of [["step_from", low], ["step_to", high]]) fields[name].placeholder = value ?? "";
         const [minimum, maximum] = choices.rewards;
         for (const [name, value] of [["reward_from", minimum], ["reward_to", maximum]]) fields[name].placeholder = value === null ? "" : Number(value.toFixed(2));
       }
-      const active = NAMES.filter((name) => params.get(name));
-      for (const name of NAMES) if (document.activeElement !== fields[name]) fields[name].value = params.get(name) || "";
+      const active = FILTERS.filter((name) => params.get(name));
+      for (const name of FILTERS) if (document.activeElement !== fields[name]) fields[name].value = params.get(name) || "";
       clear.hidden = !active.length;
-      const hidden = active.filter((name) => name !== "text").length;
-      fold.textContent = hidden ? `Filters (${hidden})` : "Filters";
+      const numHidden = active.filter((name) => name !== "text").length;
+      toggle.textContent = numHidden ? `Filters (${numHidden})` : "Filters";
     },
   };
 }

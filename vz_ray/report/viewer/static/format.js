@@ -2,7 +2,7 @@
 
 export const humanize = (name) => name.replaceAll("_", " ");
 
-const SHORT = {
+const OUTCOME_LABELS = {
   right_place_too_coarse: "too coarse",
   right_evidence_wrong_answer: "saw it, misread",
   zoomed_place_unknown: "zoomed, wrong",
@@ -10,7 +10,7 @@ const SHORT = {
 };
 
 /** Label of an outcome or failure. */
-export const outcomeLabel = (name) => SHORT[name] || humanize(name);
+export const outcomeLabel = (name) => OUTCOME_LABELS[name] || humanize(name);
 
 /** Outcome of an episode: its failure mode, right, wrong or unscored. */
 export const outcomeOf = (row) => row.failure || row.outcome;
@@ -26,8 +26,8 @@ export function signed(value, digits = 2) {
   return value === null || value === undefined ? "–" : `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(digits)}`;
 }
 
-/** Format 3.2e-6 unchanged and 12345 as 12,345. */
-export function figure(value) {
+/** Format a number of any size briefly: 3.2e-6, 0.125, 12,345. */
+export function compact(value) {
   if (typeof value !== "number") return String(value);
   if (Number.isInteger(value)) return count(value);
   return Math.abs(value) < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(4)));

@@ -6,29 +6,29 @@ import { filterBar } from "./filters.js";
 import { count } from "./format.js";
 import { cells, headers } from "./row.js";
 
-const PAGE = 60; // Rows per request.
-const SPARE = 12; // Rows drawn above and below the visible ones.
+const PAGE_SIZE = 60; // Rows per request.
+const OVERSCAN = 12; // Rows drawn above and below the visible ones.
 const MAX_HEIGHT = 15e6; // Maximum height that browsers lay out, pixels; filters reach the rows beyond.
 
 export function listPage(root) {
   let params = new URLSearchParams();
-  let pages = new Map(); // Number of a page -> { rows, fresh }.
-  let requests = new Map(); // Number of a page -> AbortController.
+  let pages = new Map(); // Page number -> { rows, fresh }.
+  let requests = new Map(); // Page number -> AbortController.
   let total = 0;
   let cursor = 0; // Index of the row that keys act on.
   let refocus = false;
   let redraw = null;
-  let failed = "";
+  let errorText = "";
   let width = 0;
 
   const filters = filterBar(set);
   const charts = el("section.charts", { "aria-label": "Charts" });
-  const head = el("div.head", { role: "group", "aria-label": "Sort by" });
-  const countLabel = el("p.found", { role: "status" });
-  const newest = el("button.quiet", { type: "button", onclick: () => set({ sort: "", up: "" }) }, "Newest first");
+  const columnHeaders = el("div.column-headers", { role: "group", "aria-label": "Sort by" });
+  const countLabel = el("p.list-status", { role: "status" });
+  const newest = el("button.secondary", { type: "button", onclick: () => set({ sort: "", ascending: "" }) }, "Newest first");
   const rows = el("ol.rows", { "aria-label": "Episodes" });
   const empty = el("p.empty", { hidden: true });
-  root.append(charts, el("div.stick", {}, filters.element, el("div.count", {}, countLabel, newest), head), rows, empty);
+  root.append(charts, el("div.sticky-header", {}, filters.element, el("div.list-toolbar", {}, countLabel, newest), columnHeaders), rows, empty);
 
   const rowHeight = () => parseFloat(getComputedStyle(rows).getPropertyValue("--row"));
   const query = (more = {}) => {
@@ -36,7 +36,7 @@ export function listPage(root) {
     for (const [name, value] of Object.entries(more)) values.set(name, value);
     return values.toString();
   };
-  const row = (index) => pages.get(Math.floor(index / PAGE))?.rows[index % PAGE];
+  const row = (index) => pages.get(Math.floor(index / PAGE_SIZE))?.rows[index % PAGE_SIZE];
 
   function set(changes) {
     for (const [name, value] of Object.entries(changes)) value === "" ? params.delete(name) : params.set(name, value);
@@ -49,7 +49,7 @@ export function listPage(root) {
     cursor = 0;
     abortRequests();
     filters.fill(null, params);
-    head.replaceChildren(...headers(params, set));
+    columnHeaders.replaceChildren(...headers(params, set));
     refresh();
     if (window.scrollY > root.offsetTop + charts.offsetHeight) window.scrollTo(0, charts.offsetHeight + root.offsetTop);
   }
@@ -73,9 +73,9 @@ export function listPage(root) {
       redraw = drawCharts(charts, data, params, set);
       width = charts.clientWidth;
     } catch (error) {
-      failed = error.message;
+      errorText = error.message;
     }
-    await loadPage(Math.max(0, first()));
+    await loadPage(Math.max(0, firstPage()));
     draw();
   }
 
@@ -84,14 +84,14 @@ export function listPage(root) {
     const control = new AbortController();
     requests.set(page, control);
     try {
-      const response = await get(`/api/episodes?${query({ offset: page * PAGE, limit: PAGE })}`, control.signal);
-      const grown = response.total - total;
-      failed = "";
+      const response = await get(`/api/episodes?${query({ offset: page * PAGE_SIZE, limit: PAGE_SIZE })}`, control.signal);
+      const added = response.total - total;
+      errorText = "";
       pages.set(page, { rows: response.rows, fresh: true });
-      if (grown) insertNew(response.total, grown);
+      if (added) insertNew(response.total, added);
     } catch (error) {
       if (error.name === "AbortError") return;
-      failed = error.message;
+      errorText = error.message;
       total = 0;
     }
     if (requests.get(page) === control) requests.delete(page);
@@ -99,19 +99,19 @@ export function listPage(root) {
   }
 
   /** Insert new episodes at the top without changing the scroll position or the selected row. */
-  function insertNew(newTotal, by) {
+  function insertNew(newTotal, added) {
     const before = total;
     total = newTotal;
-    const newestFirst = !params.get("sort") && !params.get("up") && before > 0 && by > 0;
+    const newestFirst = !params.get("sort") && !params.get("ascending") && before > 0 && added > 0;
     if (!newestFirst) return;
     const focusedLink = document.activeElement?.closest(".rows a");
     if (focusedLink || cursor > 0) {
-      cursor += by;
+      cursor += added;
       refocus = Boolean(focusedLink);
     }
     if (rows.getBoundingClientRect().top < 0) {
       rows.style.height = `${Math.min(total * rowHeight(), MAX_HEIGHT)}px`;
-      window.scrollBy(0, by * rowHeight());
+      window.scrollBy(0, added * rowHeight());
     }
     pages = new Map([...pages].filter(([, page]) => page.fresh));
   }
@@ -119,31 +119,31 @@ export function listPage(root) {
   // -- rendering ---------------------------------------------------------------------
 
   const top = () => rows.getBoundingClientRect().top;
-  const first = () => Math.floor(Math.max(0, Math.floor(-top() / rowHeight()) - SPARE) / PAGE);
+  const firstPage = () => Math.floor(Math.max(0, Math.floor(-top() / rowHeight()) - OVERSCAN) / PAGE_SIZE);
 
   function draw() {
     if (root.hidden) return;
     const height = rowHeight();
     const numRows = Math.min(total, Math.floor(MAX_HEIGHT / height));
     rows.style.height = `${numRows * height}px`;
-    const begin = Math.max(0, Math.floor(-top() / height) - SPARE);
-    const end = Math.min(numRows, Math.ceil((window.innerHeight - top()) / height) + SPARE);
-    const kept = new Map([...rows.children].map((item) => [Number(item.dataset.index), item]));
-    for (const [index, item] of kept) if (index < begin || index >= end) item.remove();
+    const begin = Math.max(0, Math.floor(-top() / height) - OVERSCAN);
+    const end = Math.min(numRows, Math.ceil((window.innerHeight - top()) / height) + OVERSCAN);
+    const existing = new Map([...rows.children].map((item) => [Number(item.dataset.index), item]));
+    for (const [index, item] of existing) if (index < begin || index >= end) item.remove();
     cursor = Math.max(0, Math.min(cursor, numRows - 1));
     for (let index = begin; index < end; index++) {
-      const page = pages.get(Math.floor(index / PAGE));
-      if (!page?.fresh) loadPage(Math.floor(index / PAGE));
-      let item = kept.get(index);
+      const page = pages.get(Math.floor(index / PAGE_SIZE));
+      if (!page?.fresh) loadPage(Math.floor(index / PAGE_SIZE));
+      let item = existing.get(index);
       if (!item) rows.append((item = drawRow(index, height)));
       fillRow(item, row(index), index);
     }
     sortItems();
     const shown = numRows < total ? `, of which the first ${count(numRows)} are listed` : "";
-    countLabel.textContent = failed || `${count(total)} episode${total === 1 ? "" : "s"}${shown}`;
-    newest.hidden = !params.get("sort") && !params.get("up");
+    countLabel.textContent = errorText || `${count(total)} episode${total === 1 ? "" : "s"}${shown}`;
+    newest.hidden = !params.get("sort") && !params.get("ascending");
     empty.hidden = total > 0 || requests.size > 0;
-    empty.textContent = failed || ([...params].length ? "No episode matches the filters." : "No episodes yet.");
+    empty.textContent = errorText || ([...params].length ? "No episode matches the filters." : "No episodes yet.");
     if (refocus) focus();
   }
 
@@ -168,7 +168,7 @@ export function listPage(root) {
     item.setAttribute("aria-setsize", total);
     const link = item.firstChild;
     if (!episode) {
-      if (!link) item.append(el("span.wait", { "aria-hidden": "true" }));
+      if (!link) item.append(el("span.loading", { "aria-hidden": "true" }));
       return;
     }
     if (item.dataset.id !== String(episode.id) || link?.tagName !== "A") {
@@ -200,21 +200,21 @@ export function listPage(root) {
     if (link) link.focus({ preventScroll: true });
   }
 
-  function go(index) {
+  function moveTo(index) {
     setCursor(Math.max(0, Math.min(index, total - 1)));
     const height = rowHeight();
-    const [from, bar] = [top() + cursor * height, root.querySelector(".stick").getBoundingClientRect().bottom];
-    if (from < bar) window.scrollBy(0, from - Math.max(bar, 0));
-    else if (from + height > window.innerHeight) window.scrollBy(0, from + height - window.innerHeight + 4);
+    const [rowTop, headerBottom] = [top() + cursor * height, root.querySelector(".sticky-header").getBoundingClientRect().bottom];
+    if (rowTop < headerBottom) window.scrollBy(0, rowTop - Math.max(headerBottom, 0));
+    else if (rowTop + height > window.innerHeight) window.scrollBy(0, rowTop + height - window.innerHeight + 4);
     draw();
     focus();
   }
 
   function keys(event) {
     const inSearch = document.activeElement === filters.search;
-    const screen = Math.max(1, Math.floor(window.innerHeight / rowHeight()) - 4);
+    const screenRows = Math.max(1, Math.floor(window.innerHeight / rowHeight()) - 4);
     const onRow = document.activeElement?.closest(".rows a");
-    const moves = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, PageDown: screen, PageUp: -screen };
+    const moves = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1, PageDown: screenRows, PageUp: -screenRows };
     if (event.key === "Escape") {
       if (inSearch || params.get("text")) {
         set({ text: "" });
@@ -222,9 +222,9 @@ export function listPage(root) {
         filters.search.blur();
       }
     } else if (event.target.closest("input, select")) return false;
-    else if (event.key in moves) go(onRow ? cursor + moves[event.key] : cursor);
-    else if (event.key === "Home") go(0);
-    else if (event.key === "End") go(total - 1);
+    else if (event.key in moves) moveTo(onRow ? cursor + moves[event.key] : cursor);
+    else if (event.key === "Home") moveTo(0);
+    else if (event.key === "End") moveTo(total - 1);
     else if (event.key === "Enter" && !event.target.closest("a, button") && row(cursor)) location.hash = address("episode", row(cursor).id, params);
     else return false;
     return true;
@@ -244,7 +244,7 @@ export function listPage(root) {
     show(newParams) {
       const changed = listParams(newParams).toString() !== params.toString();
       params = listParams(newParams);
-      if (changed || !head.firstChild) restart();
+      if (changed || !columnHeaders.firstChild) restart();
       else draw();
     },
     refresh,

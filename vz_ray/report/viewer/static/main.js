@@ -8,13 +8,13 @@ import { listPage } from "./list.js";
 
 const POLL_MS = 1000;
 
-const [list, detail, live, problems, dialog] = ["list", "detail", "live", "problems", "dialog"].map((id) =>
+const [list, detail, liveStatus, skippedButton, dialog] = ["list", "detail", "live-status", "skipped-lines", "dialog"].map((id) =>
   document.getElementById(id),
 );
 const episodes = listPage(list);
 let detailPage = null; // Page in #detail: { keys, close }.
 let lastState = { revision: -1 };
-let scrolled = 0;
+let listScroll = 0;
 let routes = 0; // Number of navigations; late responses are dropped.
 
 // -- pages ------------------------------------------------------------------------
@@ -26,7 +26,7 @@ async function route() {
   detailPage = null;
   detail.replaceChildren();
   const inList = page !== "episode" && page !== "group";
-  if (!list.hidden) scrolled = inList ? scrolled : window.scrollY;
+  if (!list.hidden) listScroll = inList ? listScroll : window.scrollY;
   const wasInDetail = list.hidden;
   list.hidden = !inList;
   detail.hidden = inList;
@@ -34,16 +34,16 @@ async function route() {
     document.title = `${lastState.run || "vz_ray"} · episodes`;
     episodes.show(params);
     if (wasInDetail) {
-      window.scrollTo(0, scrolled);
+      window.scrollTo(0, listScroll);
       episodes.focus();
     }
     return;
   }
   window.scrollTo(0, 0);
-  const make = page === "episode" ? episodePage : groupPage;
-  detail.append(el("p.wait", {}, "…"));
+  const createPage = page === "episode" ? episodePage : groupPage;
+  detail.append(el("p.loading", {}, "…"));
   try {
-    const newPage = await make(id, params);
+    const newPage = await createPage(id, params);
     if (navigation !== routes) return newPage.close();
     detailPage = newPage;
     detail.replaceChildren(newPage.element);
@@ -53,7 +53,7 @@ async function route() {
   } catch (error) {
     if (navigation !== routes) return;
     detail.replaceChildren(
-      el("section.card.trouble", {}, el("h2", { tabindex: -1 }, "This page cannot be displayed"), el("p", {}, error.message),
+      el("section.card.error", {}, el("h2", { tabindex: -1 }, "This page cannot be displayed"), el("p", {}, error.message),
         el("p", {}, el("a", { href: address("list", 0, listParams(params)) }, "Back to the episodes"))),
     );
   }
@@ -64,14 +64,14 @@ async function route() {
 function showState(state) {
   const [done, total] = state.indexed;
   document.getElementById("run").textContent = state.run;
-  live.className = state.error ? "lost" : state.is_behind ? "busy" : "on";
-  live.textContent = state.error
+  liveStatus.className = state.error ? "disconnected" : state.is_behind ? "busy" : "connected";
+  liveStatus.textContent = state.error
     ? state.error
     : state.is_behind
       ? `Reading the logs: ${Math.floor((100 * done) / Math.max(total, 1))} % of ${(total / 1e6).toFixed(0)} MB`
       : `${count(state.episodes)} episode${state.episodes === 1 ? "" : "s"}, following`;
-  problems.hidden = !state.skipped_lines;
-  problems.textContent = `${count(state.skipped_lines)} line${state.skipped_lines === 1 ? "" : "s"} skipped`;
+  skippedButton.hidden = !state.skipped_lines;
+  skippedButton.textContent = `${count(state.skipped_lines)} line${state.skipped_lines === 1 ? "" : "s"} skipped`;
 }
 
 async function poll() {
@@ -80,14 +80,14 @@ async function poll() {
       const state = await get("/api/state");
       showState(state);
       if (state.revision !== lastState.revision) {
-        const first = !lastState.run;
+        const isFirst = !lastState.run;
         lastState = state;
         await episodes.refresh(state);
-        if (first) document.title = document.title.replace(/vz_ray$/, state.run);
+        if (isFirst) document.title = document.title.replace(/vz_ray$/, state.run);
       }
     } catch (error) {
-      live.className = "lost";
-      live.textContent = error.message;
+      liveStatus.className = "disconnected";
+      liveStatus.textContent = error.message;
       lastState = { ...lastState, revision: -1 }; // Forces a full reload on the next response.
     }
   }
@@ -119,19 +119,19 @@ function help() {
   open("Keys", el("dl.keys", {}, KEYS.map(([key, action]) => el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, action)))));
 }
 
-async function showProblems() {
+async function showSkippedLines() {
   const skipped = await get("/api/skipped_lines");
-  const rest = skipped.count - skipped.lines.length;
+  const numOmitted = skipped.count - skipped.lines.length;
   open(
     "Skipped lines",
     el("p", {}, "These lines are not valid episodes."),
-    el("ul.problems", {}, skipped.lines.map((line) => el("li", {}, el("code", {}, `${line.file}, line ${line.line}`), el("span", {}, line.why)))),
-    rest > 0 && el("p", {}, `and ${count(rest)} more`),
+    el("ul.skipped-lines", {}, skipped.lines.map((line) => el("li", {}, el("code", {}, `${line.file}, line ${line.line}`), el("span", {}, line.reason)))),
+    numOmitted > 0 && el("p", {}, `and ${count(numOmitted)} more`),
   );
 }
 
 document.getElementById("keys").addEventListener("click", help);
-problems.addEventListener("click", showProblems);
+skippedButton.addEventListener("click", showSkippedLines);
 
 // -- keys -------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ export function cells(row) {
   const answer = row.answer === null ? humanize(row.status) : row.answer;
   return el(
     "a", {},
-    el(`span.came.${tone(row)}`, {}, outcomeLabel(outcomeOf(row))),
+    el(`span.outcome.${tone(row)}`, {}, outcomeLabel(outcomeOf(row))),
     el("span.stage", {}, stageLabel(row.stage)),
     el("span.num.step", {}, String(row.step)),
     el("span.kind", {}, humanize(row.kind)),
@@ -30,13 +30,13 @@ export function cells(row) {
 /** Sort buttons and titles; `set` receives the sort order. */
 export function headers(params, set) {
   const sort = params.get("sort") || "newest";
-  const up = params.get("up") === "true";
-  return COLUMNS.map(([name, title, side]) => {
+  const ascending = params.get("ascending") === "true";
+  return COLUMNS.map(([name, title, align]) => {
     if (!name) return el("span", {}, title);
     const active = sort === name;
-    const arrow = active ? (up ? "↑" : "↓") : "";
-    const label = active ? `${title}, sorted ${up ? "lowest" : "highest"} first` : `Sort by ${title.toLowerCase()}`;
-    const onclick = () => set({ sort: active && up ? "" : name, up: active && !up ? "true" : "" });
-    return el(side ? `button.${side}` : "button", { type: "button", "aria-label": label, "aria-pressed": String(active), onclick }, `${title}${arrow && ` ${arrow}`}`);
+    const arrow = active ? (ascending ? "↑" : "↓") : "";
+    const label = active ? `${title}, sorted ${ascending ? "lowest" : "highest"} first` : `Sort by ${title.toLowerCase()}`;
+    const onclick = () => set({ sort: active && ascending ? "" : name, ascending: active && !ascending ? "true" : "" });
+    return el(align ? `button.${align}` : "button", { type: "button", "aria-label": label, "aria-pressed": String(active), onclick }, `${title}${arrow && ` ${arrow}`}`);
   });
 }

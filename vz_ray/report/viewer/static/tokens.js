@@ -15,23 +15,23 @@ function versionOf(sampled, k) {
 /** Text of a turn: { element, shade(kind) }. */
 export function tokenText(turn, advantage) {
   const sampled = turn.sampled;
-  if (!sampled || !sampled.logprobs) return { element: el("div.said", {}, turn.text.text), shade: () => {} };
+  if (!sampled || !sampled.logprobs) return { element: el("div.turn-text", {}, turn.text.text), shade: () => {} };
   const hasTexts = sampled.texts !== null;
   const spans = sampled.logprobs.map((logprob, k) => {
     const version = versionOf(sampled, k);
     const tooltip = `p ${Math.exp(logprob).toFixed(3)} · log-prob ${signed(logprob, 3)} · id ${sampled.ids[k]}${version === null ? "" : ` · weights v${version}`}`;
-    return el("span.tok", { title: tooltip }, hasTexts ? sampled.texts[k] : `${sampled.ids[k]} `);
+    return el("span.token", { title: tooltip }, hasTexts ? sampled.texts[k] : `${sampled.ids[k]} `);
   });
-  const text = el(hasTexts ? "div.said" : "div.said.ids", {}, spans);
+  const text = el(hasTexts ? "div.turn-text" : "div.turn-text.token-ids", {}, spans);
   const element = hasTexts
     ? text
-    : el("div", {}, el("div.said", {}, turn.text.text), el("p.note", {}, "The tokenizer of this run is not available or does not match; showing token ids."), text);
+    : el("div", {}, el("div.turn-text", {}, turn.text.text), el("p.note", {}, "The tokenizer of this run is not available or does not match; showing token ids."), text);
   const shade = (kind) => {
     element.dataset.shade = kind;
     sampled.logprobs.forEach((logprob, k) => {
-      const strength = kind === "logprob" ? 1 - Math.exp(logprob) : kind === "advantage" ? Math.min(Math.abs(advantage ?? 0) / MAX_ADVANTAGE, 1) : 0;
+      const opacity = kind === "logprob" ? 1 - Math.exp(logprob) : kind === "advantage" ? Math.min(Math.abs(advantage ?? 0) / MAX_ADVANTAGE, 1) : 0;
       const color = kind === "logprob" ? "--s2" : (advantage ?? 0) >= 0 ? "--s3" : "--wrong";
-      spans[k].style.background = strength > 0.02 ? `color-mix(in srgb, var(${color}) ${(100 * MAX_OPACITY * strength).toFixed(0)}%, transparent)` : "";
+      spans[k].style.background = opacity > 0.02 ? `color-mix(in srgb, var(${color}) ${(100 * MAX_OPACITY * opacity).toFixed(0)}%, transparent)` : "";
     });
   };
   return { element, shade };

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.serve.live_server import LiveServer, live_server, tiny_serve_config
-from tests.serve.page_actions import DESKTOP, ask_and_wait, attach, current_time, screenshot, wait_until
+from tests.serve.page.page_actions import DESKTOP, ask_and_wait, attach, current_time, screenshot, wait_until
 from vz_ray.config.data import SynthConfig
 from vz_ray.needle.needle_video import QuestionKind, make_video
 from vz_ray.needle.synthesis import encode_video, make_tasks
@@ -40,12 +40,12 @@ def test_question_about_a_needle_video(server: LiveServer, chromium: Any, tmp_pa
     page.on("pageerror", lambda error: console.append(str(error)))
     page.goto(server.url)
     attach(page, tmp_path / "needle.mp4")
-    round_element = ask_and_wait(page, task.question)
+    exchange = ask_and_wait(page, task.question)
     bars = page.locator(".tl-zoom")
     wait_until(lambda: bars.count() >= 1, "a zoom")
     assert page.locator(".tl-tick").count() == 16
-    assert round_element.locator(".answer").text_content()
-    frame = round_element.locator(".strip").nth(1).get_by_role("button").first
+    assert exchange.locator(".answer").text_content()
+    frame = exchange.locator(".frame-strip").nth(1).get_by_role("button").first
     time = frame.get_attribute("aria-label").removeprefix("Frame at ")
     minutes, seconds = time.split(":")
     frame.click()
