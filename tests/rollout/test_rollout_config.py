@@ -59,5 +59,12 @@ def test_engine_options_are_passed_to_vllm(tmp_path: Path) -> None:
     assert args.logprobs_mode == "processed_logprobs"
 
 
-def test_null_kv_cache_uses_gpu_memory_utilization() -> None:
-    assert EngineConfig(kv_cache_gib=None).kv_cache_gib is None
+@pytest.mark.parametrize(("kv_cache_gib", "utilization"), [(None, 0.85), (4.0, 0.01)])
+def test_utilization_applies_only_without_a_fixed_kv_cache(
+    tmp_path: Path, kv_cache_gib: float | None, utilization: float
+) -> None:
+    """vLLM refuses to start if less than this fraction of the GPU is free."""
+    config = EngineConfig(kv_cache_gib=kv_cache_gib)
+    args = build_engine_args(Path("assets/tiny-base"), config, [1], tmp_path / "log", "shm")
+    assert args.gpu_memory_utilization == utilization
+    assert args.kv_cache_memory_bytes == (None if kv_cache_gib is None else 4 << 30)

@@ -24,6 +24,10 @@ _GIB = 1 << 30
 # small model. Two-turn episodes of 400 tokens are 1.4 times faster with 32.
 _CPU_BLOCK_SIZE = 32
 
+# On a GPU, vLLM refuses to start if less than this fraction is free, even if the size of the KV cache is given. A
+# learner or another engine on the same GPU then need not leave the fraction that a single engine would take.
+_NO_MINIMUM = 0.01
+
 
 def prepare_environment(config: EngineConfig) -> None:
     """Set the environment variables of this process and its engine child processes.
@@ -114,7 +118,7 @@ def build_engine_args(
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
         "kv_cache_memory_bytes": None if config.kv_cache_gib is None else int(config.kv_cache_gib * _GIB),
-        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "gpu_memory_utilization": config.gpu_memory_utilization if config.kv_cache_gib is None else _NO_MINIMUM,
         "limit_mm_per_prompt": {"image": config.images_per_prompt, "video": 0},
         "mm_processor_cache_gb": config.mm_processor_cache_gib,
         "logprobs_mode": "processed_logprobs",
