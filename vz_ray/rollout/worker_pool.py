@@ -135,8 +135,8 @@ class WorkerPool:
 
     @property
     def version(self) -> int:
-        """Weight version of the READY workers; 0 is the initial checkpoint."""
-        return self._publisher.current.version if self._publisher.current else 0
+        """Newest weight version, also if its publish failed; 0 is the initial checkpoint."""
+        return self._publisher.newest
 
     @property
     def num_serving_workers(self) -> int:
