@@ -125,7 +125,7 @@ async def check_engine(model: Path, trainer: Trainer, args: argparse.Namespace, 
     """Start an engine, time turns with frames, publish changed weights by each transport, and check the parity."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    transports = ("ipc", "shm") if ON_GPU else ("shm",)
+    transports = ("ipc", "shm")
     config = EngineConfig(
         dtype=args.dtype,
         kv_cache_gib=args.kv_cache_gib,

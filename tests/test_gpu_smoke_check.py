@@ -38,5 +38,5 @@ def test_every_stage_succeeds_without_ray_and_av(tmp_path: Path, dtype: str, sha
     assert figures == json.loads((tmp_path / "out" / "gpu-smoke-check.json").read_text())
     assert set(figures) == {"torch", "device", "engine"} | ({"checkpoint"} if shape else {"attention", "grpo"})
     publishes = [value for name, value in figures["engine"].items() if name.startswith("publish")]
-    assert len(publishes) == 2
+    assert len(publishes) == 3
     assert all(publish["gap"] <= publish["tolerance"] for publish in publishes)

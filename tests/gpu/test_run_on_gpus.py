@@ -56,6 +56,7 @@ def test_colocated_run_on_one_gpu(
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows:
         assert row["weight_sync/probe_gap"] <= row["weight_sync/probe_tolerance"]
+        assert row["mismatch/kl"] <= 0.05
     names = ("time/sleep_seconds", "weight_sync/wake_seconds", "weight_sync/seconds")
     record_property("last_step", {name: rows[-1][name] for name in names})
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from vz_ray.weight_sync.ipc_handles import IpcExporter, check_same_gpu, open_tensor
+from vz_ray.weight_sync.ipc_handles import IpcExporter, check_same_gpu, open_part
 from vz_ray.weight_sync.vllm_ipc import IpcUpdateInfo, IpcWeightTransferEngine
 from vz_ray.weight_sync.vllm_plugin import ShmUpdateInfo
 from vz_ray.weight_sync.weight_source import ModuleSource
@@ -22,7 +24,8 @@ def test_engine_distinguishes_copies_and_handles() -> None:
     engine = IpcWeightTransferEngine.__new__(IpcWeightTransferEngine)
     copy = engine.parse_update_info({"directory": "/there", "checksum": "c"})
     assert copy == ShmUpdateInfo("/there", "c")
-    parts = {"gpu": "GPU-1", "names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[2]], "handles": [[0]]}
+    parts: dict[str, Any] = {"gpu": "GPU-1", "storages": [[4]], "locations": [[0, 0]]}
+    parts |= {"names": ["a"], "dtype_names": ["bfloat16"], "shapes": [[2]]}
     assert engine.parse_update_info(parts) == IpcUpdateInfo(**parts)
 
 
@@ -33,9 +36,7 @@ def test_each_part_is_read_on_cpu() -> None:
     tensors: dict[str, torch.Tensor] = {}
     num_parts = 0
     while (part := exporter.next_part()) is not None:
-        fields = (part["names"], part["handles"], part["dtype_names"], part["shapes"])
-        for name, handle, dtype, shape in zip(*fields, strict=True):
-            tensors[name] = open_tensor(handle, dtype, shape, torch.device("cpu")).clone()
+        tensors |= {name: tensor.clone() for name, tensor in open_part(part, torch.device("cpu"))}
         num_parts += 1
     assert num_parts == 2
     assert tensors.keys() == dict(module.named_parameters()).keys()
@@ -52,4 +53,4 @@ def test_stopped_export_frees_its_memory() -> None:
     exporter.stop()
     assert exporter.next_part() is None
     with pytest.raises(FileNotFoundError):
-        open_tensor(part["handles"][0], "float32", [4, 8], torch.device("cpu"))
+        list(open_part(part, torch.device("cpu")))

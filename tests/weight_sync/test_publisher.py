@@ -231,6 +231,23 @@ async def test_older_version_pauses_no_engine() -> None:
     assert len(worker.steps) == num_steps
 
 
+async def test_failed_preparation_uses_up_the_version() -> None:
+    """The transport may have written the version before it failed."""
+    publisher = make_publisher()
+
+    class FailingTransport(FakePullTransport):
+        async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
+            raise RuntimeError("a rank died")
+
+    with pytest.raises(RuntimeError, match="a rank died"):
+        await publisher.publish(1, FailingTransport(), [])
+    assert publisher.newest == 1
+    assert publisher.current is None
+    with pytest.raises(ValueError, match="1 is not newer than 1"):
+        await publisher.publish(1, FakePullTransport(), [])
+    assert (await publisher.publish(2, FakePullTransport(), [])).version == 2
+
+
 async def test_prepare_timeout_names_the_learner() -> None:
     class HangingTransport(FakePullTransport):
         async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
@@ -360,6 +377,9 @@ class PartsTransport(FakePullTransport):
             yield [{"rank": 0, "part": 1}, {"rank": 1, "part": 1}]
         finally:
             self.closed += 1
+
+    async def copy(self, update: WeightUpdate) -> WeightUpdate | None:
+        raise AssertionError("no engine reads a copy")
 
 
 def engines_of_two_ranks() -> list[FakeReceiver]:

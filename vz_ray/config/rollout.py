@@ -22,6 +22,8 @@ RESERVED_ENGINE_ARGUMENTS = {
     "enforce_eager": "has its own key: engine.enforce_eager",
     "logprobs_mode": "must be processed_logprobs, which the learner recomputes",
     "enable_sleep_mode": "follows train.colocate",
+    "enable_cumem_allocator": "follows train.colocate",
+    "speculative_config": "has a draft model, whose weights no publish updates",
     "enable_prefix_caching": "is always on: episodes share prefixes",
     "weight_transfer_config": "follows weights.transport",
     "distributed_executor_backend": "follows the machine",

@@ -13,7 +13,7 @@ from vz_ray.planning.engine_memory import CUDA_GRAPHS, EngineMemory
 from vz_ray.planning.gpu_memory import Certainty, MemoryFootprint, MemoryItem, MemoryPhase
 from vz_ray.planning.learner_memory import CUDA_AND_NCCL_BYTES
 
-_HANDED_OVER = ("weights", "frozen weights", "reference model", "CUDA context and NCCL")
+_HANDED_OVER = ("weights", "frozen weights", "CUDA context and NCCL")
 """Learner allocations that stay on the GPU until the engine has the weights."""
 _SLEEPING_ENGINE = "sleeping engine"
 _KEPT_ASLEEP = ("CUDA context", CUDA_GRAPHS, "encoder cache")

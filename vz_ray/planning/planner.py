@@ -165,6 +165,8 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
     handover = None
     if engine is not None and isinstance(config, GrpoRunConfig) and config.train.colocate:
         host_bytes += state_bytes(learner)
+        if config.train.sleep_level == 1:
+            host_bytes += 2 * shape.parameters
         largest_tensor = shape.text.vocab_size * shape.text.hidden
         learner, engine, handover = take_turns(learner, engine, weight_dtype_bytes(learner_config) * largest_tensor)
     passes = _passes(config, batch_size, uses_reference, params)

@@ -7,6 +7,7 @@ import difflib
 import functools
 import json
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -24,6 +25,10 @@ _GIB = 1 << 30
 # small model. Two-turn episodes of 400 tokens are 1.4 times faster with 32.
 _CPU_BLOCK_SIZE = 32
 
+# On a GPU, vLLM refuses to start if less than this fraction is free, even if the size of the KV cache is given. A
+# learner or another engine on the same GPU then need not leave the fraction that a single engine would take.
+_NO_MINIMUM = 0.01
+
 
 def prepare_environment(config: EngineConfig) -> None:
     """Set the environment variables of this process and its engine child processes.
@@ -37,6 +42,10 @@ def prepare_environment(config: EngineConfig) -> None:
     import torch
 
     if torch.cuda.is_available():
+        # The check has initialized the driver, so a forked process could not use CUDA. Within a Ray actor vLLM
+        # spawns by itself, and passes the cluster's address on.
+        if not _in_ray_actor():
+            os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         return
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -46,6 +55,11 @@ def prepare_environment(config: EngineConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.num_threads:
         os.environ["OMP_NUM_THREADS"] = str(config.num_threads)
+
+
+def _in_ray_actor() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 @functools.cache
@@ -114,7 +128,7 @@ def build_engine_args(
         "enforce_eager": config.enforce_eager,
         "tensor_parallel_size": config.tensor_parallel_size,
         "kv_cache_memory_bytes": None if config.kv_cache_gib is None else int(config.kv_cache_gib * _GIB),
-        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "gpu_memory_utilization": config.gpu_memory_utilization if config.kv_cache_gib is None else _NO_MINIMUM,
         "limit_mm_per_prompt": {"image": config.images_per_prompt, "video": 0},
         "mm_processor_cache_gb": config.mm_processor_cache_gib,
         "logprobs_mode": "processed_logprobs",

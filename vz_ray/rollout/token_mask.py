@@ -24,13 +24,15 @@ class TokenMask(LogitsProcessor, RunnerV2Processor):
     """Mask the same token ids in every request. Works with both of vLLM's model runners."""
 
     def __init__(self, vllm_config: VllmConfig, device_or_state: Any, is_pin_memory: bool = False) -> None:
-        # The V1 runner passes a device, the V2 runner an object with a device.
-        ids = vllm_config.additional_config[BANNED_TOKENS_KEY]
-        self._ids = torch.tensor(ids, dtype=torch.long, device=getattr(device_or_state, "device", device_or_state))
+        self._ids: list[int] = vllm_config.additional_config[BANNED_TOKENS_KEY]
+        self._device_ids: torch.Tensor | None = None
 
     def apply(self, logits: torch.Tensor, ctx: object = None) -> torch.Tensor:
         """Mask `logits` `[rows, vocab]` in place."""
-        return logits.index_fill_(-1, self._ids, float("-inf"))
+        if self._device_ids is None:
+            # Not in the constructor: vLLM calls it with the memory pool of the weights, which sleep discards.
+            self._device_ids = torch.tensor(self._ids, dtype=torch.long, device=logits.device)
+        return logits.index_fill_(-1, self._device_ids, float("-inf"))
 
     def is_argmax_invariant(self) -> bool:
         """Return False: the mask applies to greedy sampling, too."""

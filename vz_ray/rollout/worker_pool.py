@@ -42,6 +42,8 @@ from vz_ray.weight_sync import PublishReport, WeightPublisher, WeightTransport, 
 log = logging.getLogger(__name__)
 
 _AUTOSCALE_INTERVAL_S = 0.5
+_STATUS_TIMEOUT_S = 300.0
+"""Maximum timeout of health checks and counters, which do not wait for turns."""
 _NO_WORKER_WARN_AFTER_S, _NO_WORKER_WARN_EVERY_S = 10.0, 60.0
 
 
@@ -133,8 +135,8 @@ class WorkerPool:
 
     @property
     def version(self) -> int:
-        """Weight version of the READY workers; 0 is the initial checkpoint."""
-        return self._publisher.current.version if self._publisher.current else 0
+        """Newest weight version, also if its publish failed; 0 is the initial checkpoint."""
+        return self._publisher.newest
 
     @property
     def num_serving_workers(self) -> int:
@@ -148,7 +150,7 @@ class WorkerPool:
 
     async def worker_stats(self) -> list[WorkerStats]:
         """Return the counters of the READY workers. Workers that do not respond are omitted."""
-        timeout_s = self._config.turn_timeout_s
+        timeout_s = min(self._config.turn_timeout_s, _STATUS_TIMEOUT_S)
         calls = [
             with_timeout(worker.client.worker_stats(), timeout_s, target=worker.name, operation="reading its stats")
             for worker in self._ready_workers()
@@ -377,7 +379,7 @@ class WorkerPool:
 
     async def _monitor(self, worker: WorkerHandle) -> None:
         """Detect the death of an idle worker and preemption notices of its node."""
-        client, timeout_s = worker.client, self._config.turn_timeout_s
+        client, timeout_s = worker.client, min(self._config.turn_timeout_s, _STATUS_TIMEOUT_S)
         checked_states = (WorkerState.READY, WorkerState.ASLEEP)  # the check of a sleeping engine needs no GPU
         while worker.state in (*checked_states, WorkerState.SYNCING):
             await asyncio.sleep(self._config.health_check_interval_s)

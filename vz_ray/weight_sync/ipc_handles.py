@@ -1,7 +1,7 @@
 """Handles of a learner rank's memory: the engine on the same GPU reads the weights without a copy.
 
     rank i      IpcExporter.next_part() -> plain values that locate the tensors of one bucket
-    engine i    open_tensor() -> the tensors; valid until the rank exports the next bucket
+    engine i    open_part() -> the tensors; valid until the rank exports the next bucket
 
 On GPUs the handles are CUDA IPC handles, which only processes that see the same GPU can open; use NCCL between
 GPUs. On CPU a bucket is copied to memory that the engine maps. The test suite runs without GPUs and covers only
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from vz_ray.weight_sync.weight_source import WeightSource
 from vz_ray.weight_sync.weight_store import WeightIntegrityError
 from vz_ray.weight_sync.weight_version import dtype_name, tensor_bytes, torch_dtype
 
+_ALIGN = 64
 _STORAGE_ARGS, _REFCOUNT_ARGS = slice(7, 10), slice(11, 15)
 """Arguments of torch's `rebuild_cuda_tensor` that another process needs."""
 
@@ -48,13 +49,15 @@ class IpcExporter:
         if bucket is None:
             return None
         self._exported = [tensor.detach().contiguous() for tensor in bucket.values()]
-        on_gpu = self._exported[0].is_cuda
+        device = self._exported[0].device
+        storages, locations = self._export_cuda() if device.type == "cuda" else self._export_host()
         return {
-            "gpu": gpu_uuid(self._exported[0].device),
+            "gpu": gpu_uuid(device),
+            "storages": storages,
             "names": list(bucket),
             "dtype_names": [dtype_name(tensor.dtype) for tensor in self._exported],
             "shapes": [list(tensor.shape) for tensor in self._exported],
-            "handles": self._cuda_handles() if on_gpu else self._host_handles(),
+            "locations": locations,
         }
 
     def stop(self) -> None:
@@ -70,50 +73,72 @@ class IpcExporter:
             os.close(self._shared_memory)
             self._shared_memory = -1
 
-    def _cuda_handles(self) -> list[list[Any]]:
+    def _export_cuda(self) -> tuple[list[list[Any]], list[list[int]]]:
+        """Return a CUDA IPC handle per storage, and storage and byte offset of each tensor.
+
+        A storage is shared once per part: each sharing counts as one use that the engine must release.
+        """
         from torch.multiprocessing.reductions import reduce_tensor
 
-        handles = []
+        indices: dict[int, int] = {}
+        storages: list[list[Any]] = []
+        locations: list[list[int]] = []
         for tensor in self._exported:
-            _, rebuild_args = reduce_tensor(tensor)
-            handles.append([tensor.storage_offset(), *rebuild_args[_STORAGE_ARGS], *rebuild_args[_REFCOUNT_ARGS]])
+            storage = tensor.untyped_storage()
+            if storage._cdata not in indices:
+                indices[storage._cdata] = len(storages)
+                _, rebuild_args = reduce_tensor(torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage))
+                storages.append([storage.nbytes(), *rebuild_args[_STORAGE_ARGS], *rebuild_args[_REFCOUNT_ARGS]])
+            locations.append([indices[storage._cdata], int(tensor.storage_offset()) * tensor.element_size()])
         torch.cuda.synchronize()
-        return handles
+        return storages, locations
 
-    def _host_handles(self) -> list[list[Any]]:
+    def _export_host(self) -> tuple[list[list[Any]], list[list[int]]]:
         """Copy the bucket to anonymous memory, which other processes open through this one's descriptor."""
         self._shared_memory = os.memfd_create("vz_ray_weights")
-        path, offset, handles = f"/proc/{os.getpid()}/fd/{self._shared_memory}", 0, []
+        offset, locations = 0, []
         with os.fdopen(os.dup(self._shared_memory), "wb") as file:
             for tensor in self._exported:
-                handles.append([path, offset])
+                offset += file.write(b"\0" * (-offset % _ALIGN))
+                locations.append([0, offset])
                 offset += file.write(tensor_bytes(tensor))
-        return handles
+        return [[offset, f"/proc/{os.getpid()}/fd/{self._shared_memory}"]], locations
 
 
-def open_tensor(handle: list[Any], dtype: str, shape: list[int], device: torch.device) -> torch.Tensor:
-    """Open an exported tensor in the memory of a learner rank."""
+def open_part(info: Mapping[str, Any], device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield names and tensors of a part, in the memory of a learner rank.
+
+    Args:
+        info: Result of `IpcExporter.next_part`.
+        device: Device of the engine.
+    """
+    storages = [_open_storage(handle, device) for handle in info["storages"]]
+    fields = (info["names"], info["dtype_names"], info["shapes"], info["locations"])
+    for name, dtype, shape, (index, start) in zip(*fields, strict=True):
+        size = torch.Size(shape).numel() * torch_dtype(dtype).itemsize
+        yield name, storages[index][start : start + size].view(torch_dtype(dtype)).view(shape)
+
+
+def _open_storage(handle: list[Any], device: torch.device) -> torch.Tensor:
+    """Return the bytes of a storage."""
     if device.type != "cuda":
-        path, offset = handle
-        count = torch.Size(shape).numel()
+        size, path = handle
         with open(path, "rb") as file:
-            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return torch.frombuffer(memory, dtype=torch_dtype(dtype), count=count, offset=offset).view(shape)
+            return torch.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
     from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
-    offset, handle, size, start, *counters = handle
-    stride = torch.empty(shape, device="meta").stride()
+    size, memory, memory_size, memory_offset, *counters = handle
     return rebuild_cuda_tensor(
         torch.Tensor,
-        torch.Size(shape),
-        stride,
-        offset,
+        torch.Size([size]),
+        (1,),
+        0,
         torch.UntypedStorage,
-        torch_dtype(dtype),
+        torch.uint8,
         device.index or 0,
-        handle,
-        size,
-        start,
+        memory,
+        memory_size,
+        memory_offset,
         False,
         *counters,
     )

@@ -82,6 +82,8 @@ class WeightPublisher:
 
     Attributes:
         current: The last prepared update.
+        newest: Newest version, also if its preparation failed: its number is used up, because a transport may
+            have written it.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class WeightPublisher:
         self._parity, self._probe_every, self._probed = parity, probe_every, False
         self._current_probe: ParityProbe | None = None
         self.current: WeightUpdate | None = None
+        self.newest = 0
 
     async def prepare(
         self, version: int, transport: WeightTransport, engines: Sequence[EngineClient] = ()
@@ -104,11 +107,12 @@ class WeightPublisher:
         At the first version, one of the `engines` continues the parity probe.
 
         Raises:
-            ValueError: `version` is not newer than the current version.
+            ValueError: `version` is not newer than the newest version.
             StepTimeout: The transport was not ready in time.
         """
-        if self.current is not None and version <= self.current.version:
-            raise ValueError(f"weight version {version} is not newer than {self.current.version}")
+        if version <= self.newest:
+            raise ValueError(f"weight version {version} is not newer than {self.newest}")
+        self.newest = version
         probe = await self._next_probe(version, engines)
         self.current = await with_timeout(
             transport.prepare(version, probe),
@@ -162,7 +166,8 @@ class WeightPublisher:
         """
         active = ActiveEngines(list(engines), self._timeout_s)
         label = f"weight version {update.version}"
-        copy = await self._pull_copy(transport, update, joining or any(engine.pulls_weights for engine in engines))
+        needs_copy = joining or (not update.in_parts and any(engine.pulls_weights for engine in engines))
+        copy = await self._pull_copy(transport, update, needs_copy)
         pulling = {
             engine.name
             for engine in engines

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateInfo
 
-from vz_ray.weight_sync.ipc_handles import check_same_gpu, gpu_uuid, open_tensor
+from vz_ray.weight_sync.ipc_handles import check_same_gpu, gpu_uuid, open_part
 from vz_ray.weight_sync.vllm_plugin import ShmUpdateInfo, ShmWeightTransferEngine
 
 
@@ -19,10 +19,11 @@ class IpcUpdateInfo(WeightTransferUpdateInfo):
     """Result of `IpcExporter.next_part`."""
 
     gpu: str
+    storages: list[list[Any]]
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
-    handles: list[list[Any]]
+    locations: list[list[int]]
 
 
 class IpcWeightTransferEngine(ShmWeightTransferEngine):
@@ -38,8 +39,5 @@ class IpcWeightTransferEngine(ShmWeightTransferEngine):
             super().receive_weights(update_info)
             return
         check_same_gpu(update_info.gpu, gpu_uuid(self.device))
-        tensors = zip(update_info.names, update_info.handles, update_info.dtype_names, update_info.shapes, strict=True)
-        self.reload.load(
-            (name, open_tensor(handle, dtype, shape, self.device)) for name, handle, dtype, shape in tensors
-        )
+        self.reload.load(open_part(vars(update_info), self.device))
         self.reload.copy_pending()

@@ -98,7 +98,7 @@ def test_forbidden_url_shows_an_error(open_page: OpenPage):
     exchange = ask(page, "What?")
     alert = exchange.get_by_role("alert")
     alert.wait_for()
-    assert "cannot be open_page" in alert.inner_text()
+    assert "cannot open this address" in alert.inner_text()
     assert alert.get_by_role("button").count() == 0
     page.get_by_role("button", name="Remove one.mp4").click()
     screenshot(page, "address")
