@@ -235,9 +235,13 @@ class LearnerActor:
         self._check_announced(version)
         self._exporter.start(self._trainer.weight_source(), bucket_bytes)
 
-    def export_part(self) -> dict[str, Any] | None:
-        """Return the handles of the next bucket, which all ranks gather; None after the last one."""
-        return self._exporter.next_part()
+    def export_part(self, receivers: frozenset[int]) -> dict[str, Any] | None:
+        """Return the handles of the next bucket, which all ranks gather; None after the last one.
+
+        Args:
+            receivers: Ranks whose engine still receives; the others export nothing.
+        """
+        return self._exporter.next_part(has_receiver=self._rank in receivers)
 
     def stop_export(self) -> None:
         """End the export and free its bucket."""
