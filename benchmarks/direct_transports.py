@@ -26,10 +26,12 @@ class IpcTransport(WeightTransport):
         score = self._score_probe(probe) if probe else None
         return WeightUpdate(version, "", info, nbytes, score, in_parts=True)
 
-    async def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+    async def parts(
+        self, update: WeightUpdate, receivers: Callable[[], frozenset[int]]
+    ) -> AsyncGenerator[Sequence[dict[str, Any]]]:
         self._exporter.start(self._source, self._bucket_bytes)
         try:
-            while (part := self._exporter.next_part()) is not None:
+            while (part := self._exporter.next_part(has_receiver=bool(receivers()))) is not None:
                 yield [part]
         finally:
             self._exporter.stop()

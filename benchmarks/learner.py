@@ -42,8 +42,9 @@ from benchmarks.learner_baselines import PaddedStep, TrlStep, first_update_input
 from benchmarks.learner_batch import LearnerBatch, load_model, make_group, wrap_policy
 from benchmarks.workload import Workload
 from vz_ray.config.learner import LossConfig
-from vz_ray.learner.batch import MicroBatch, collate, in_memory_pixels
+from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.grpo_loss import grpo_loss
+from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import plan_micro_batches
 from vz_ray.learner.policy_model import PolicyModel, flop_costs

@@ -50,6 +50,7 @@ class SmallRun:
             *splits,
             # Keep all groups: the rewards of a random model do not differ.
             "learner.loss.min_reward_std=0",
+            "learner.cpus_per_rank=1",
             "train.batch_size=2",
             "train.max_sampled_tasks=2",
             "train.group_size=2",

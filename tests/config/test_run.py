@@ -52,6 +52,19 @@ def test_sections_follow_timeouts_and_episode() -> None:
     assert config.learner.model == "checkpoint"
 
 
+def test_frame_cache_holds_a_steps_largest_frames() -> None:
+    episode = ["episode.overview_frames=10", "episode.max_images=14", "episode.max_pixels=1048576"]
+    batch = ["train.batch_size=8", "train.group_size=3", "learner.world_size=2", "learner.mini_batch_size=8"]
+    run = load_config(GrpoRunConfig, None, [*episode, *batch])
+    assert run.learner.frame_cache_bytes == 8 * (10 + 3 * 4) * 3 // 2 << 20
+    sft = load_config(SftRunConfig, None, [*episode, "sft.batch_size=5", "learner.world_size=4"])
+    assert sft.learner.frame_cache_bytes == 53 << 20  # 5 * 14 * 3 MiB / 4 ranks, rounded up
+    large = load_config(GrpoRunConfig, None, [*episode, *batch, "train.group_size=300"])
+    assert large.learner.frame_cache_bytes == 8 << 30
+    limited = load_config(GrpoRunConfig, None, [*episode, *batch, "learner.frame_cache_mib=7"])
+    assert limited.learner.frame_cache_bytes == 7 << 20
+
+
 @pytest.mark.parametrize("cause", ["train.colocate=true", "weights.transport=ipc"])
 @pytest.mark.parametrize(
     ("override", "message"),

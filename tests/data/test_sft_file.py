@@ -24,8 +24,9 @@ from vz_ray.data.sft_file import (
 from vz_ray.data.task_file import read_tasks
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.trajectory import ExternalAction
-from vz_ray.learner.batch import collate, in_memory_pixels
+from vz_ray.learner.batch import collate
 from vz_ray.learner.example import SpecialTokenIds, encode_trajectory
+from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel

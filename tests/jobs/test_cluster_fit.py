@@ -24,7 +24,7 @@ def split_config(*overrides: str) -> GrpoRunConfig:
 
 def test_split_config_needs_16_gpus_and_16_decoders() -> None:
     ranks, workers, decoders = resource_demands(split_config(), gpus=True)
-    assert (ranks.min_count, ranks.resources, ranks.gang) == (8, {"CPU": 1.0, "GPU": 1.0}, True)
+    assert (ranks.min_count, ranks.resources, ranks.gang) == (8, {"CPU": 4.0, "GPU": 1.0}, True)
     assert (workers.min_count, workers.max_count, workers.resources) == (8, 8, {"CPU": 1.0, "GPU": 1.0})
     assert (decoders.min_count, decoders.resources) == (16, {"CPU": 0.5})
     assert sum(n.min_count * n.resources.get("GPU", 0) for n in (ranks, workers, decoders)) == 16
@@ -43,7 +43,7 @@ def test_bundle_has_all_gpus_of_an_engine_and_node_group() -> None:
 def test_rank_and_engine_share_gpu_of_colocated_run() -> None:
     bundles, decoders = resource_demands(load_config(GrpoRunConfig, "conf/videozoomer-7b-rl.yaml"), gpus=True)
     assert (bundles.name, bundles.min_count, bundles.gang) == ("learner ranks with rollout workers", 16, True)
-    assert bundles.bundle == {"CPU": 2.0, "GPU": 1.0}
+    assert bundles.bundle == {"CPU": 5.0, "GPU": 1.0}
     assert decoders.name == "decoders"
     assert all(result.complete for result in place_demands([bundles, decoders], [GPU8] * 2, [GPU8] * 2))
 

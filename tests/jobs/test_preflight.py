@@ -65,7 +65,12 @@ def no_release_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(tmp_path: Path, *overrides: str) -> GrpoRunConfig:
-    base = [f"runs={tmp_path / 'runs'}", "model=assets/tiny-base", "train.max_steps=1"]
+    base = [
+        f"runs={tmp_path / 'runs'}",
+        "model=assets/tiny-base",
+        "train.max_steps=1",
+        "learner.cpus_per_rank=1",
+    ]
     return load_config(GrpoRunConfig, "conf/laptop.yaml", [*base, *overrides])
 
 

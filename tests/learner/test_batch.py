@@ -12,8 +12,9 @@ import torch
 
 from tests.learner.training_data import TrainingData, make_training_data
 from vz_ray.env.trajectory import ExternalAction, TokenContext, Trajectory, Turn
-from vz_ray.learner.batch import MicroBatch, collate, in_memory_pixels
+from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.example import Example, encode_trajectory
+from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, check_hf_checkpoint, load_pretrained

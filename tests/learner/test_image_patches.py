@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vz_ray.learner.image_patches import ImageSpec, extract_patches
+from vz_ray.learner.image_patches import ImageSpec, compute_patches, extract_patches, join_frames
 
 
 @pytest.mark.parametrize("sizes", [[(28, 28)], [(28, 28), (56, 84), (28, 28), (112, 28)], [(252, 392)]])
@@ -21,6 +21,16 @@ def test_patches_match_the_hf_processor_bit_for_bit(model: Path, sizes: list[tup
     rows, grids = extract_patches(frames, ImageSpec.from_pretrained(model))
     assert torch.equal(rows, expected["pixel_values"])
     assert np.array_equal(grids, expected["image_grid_thw"].numpy())
+
+
+def test_frames_travel_as_bytes(model: Path, device: torch.device) -> None:
+    spec = ImageSpec.from_pretrained(model)
+    frames = [np.full((28, 56, 3), value, dtype=np.uint8) for value in (3, 200)]
+    joined, grids = join_frames(frames, spec, pin=device.type == "cuda")
+    assert joined.tolist() == [3] * frames[0].size + [200] * frames[1].size
+    patches = compute_patches(joined.to(device, non_blocking=True), grids, spec)
+    assert patches.nbytes == 8 * joined.nbytes
+    torch.testing.assert_close(patches.cpu(), extract_patches(frames, spec)[0])
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 28), (28, 14), (28 * 20, 28 * 20)])

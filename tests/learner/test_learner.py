@@ -26,8 +26,7 @@ from tests.learner.training_data import (
 from tests.weight_sync.test_publisher import FakeReceiver
 from vz_ray.env.trajectory import Group
 from vz_ray.learner.frame_cache import CachedFrameLoader
-from vz_ray.learner.learner import Learner, LearnerDiedError
-from vz_ray.learner.placement import LearnerPlacement
+from vz_ray.learner.learner import Learner, LearnerDiedError, _environment
 from vz_ray.learner.weight_transports import LearnerNcclTransport, LearnerShmTransport
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.utils.errors import UserError
@@ -192,11 +191,10 @@ async def test_timeout_reports_the_current_function_of_a_rank(
 
 @pytest.mark.usefixtures("ray_session")
 async def test_unplaceable_ranks_time_out_with_the_demand() -> None:
-    config = replace(small_config("nowhere", 0, world_size=2), timeout_s=2.0)
-    placement = LearnerPlacement(config, cpus_per_rank=3.0)
+    config = replace(small_config("nowhere", 0, world_size=2), timeout_s=2.0, cpus_per_rank=3.0)
     message = "placing 2 learner ranks of {'CPU': 3.0} within 2 s (the cluster has {'CPU': 4.0} free)"
     with pytest.raises(StepTimeout, match=re.escape(message)):
-        await Learner.start(config, InMemoryFrameSource({}), placement=placement)
+        await Learner.start(config, InMemoryFrameSource({}))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -215,3 +213,12 @@ def test_frame_loader_caches_and_evicts_least_recent(data: TrainingData) -> None
     load(refs)
     first = refs[0].digest
     assert frame_source.requests == [[r.digest for r in refs], [first]]
+    assert load.take_metrics() == {"frame_cache_hit_rate": 4 / 8}
+    assert load.take_metrics() == {}
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (1.0, 1), (3.5, 3)])
+def test_ranks_use_a_thread_per_reserved_cpu(cpus: float, threads: int) -> None:
+    config = small_config("nowhere", 0, cpus_per_rank=cpus)
+    assert config.num_threads == threads
+    assert _environment(config, gpus=1.0) == {"OMP_NUM_THREADS": str(threads)}

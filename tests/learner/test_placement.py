@@ -27,8 +27,8 @@ def nodes() -> Iterator[RayNodes]:
 
 
 def placement(world_size: int) -> LearnerPlacement:
-    config = replace(small_config("nowhere", 0, world_size=world_size), timeout_s=120.0)
-    return LearnerPlacement(config, cpus_per_rank=2.0)
+    config = replace(small_config("nowhere", 0, world_size=world_size, cpus_per_rank=2.0), timeout_s=120.0)
+    return LearnerPlacement(config)
 
 
 def ranks_per_node(group: PlacementGroup) -> Counter[str]:

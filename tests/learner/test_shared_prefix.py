@@ -11,10 +11,11 @@ import torch
 
 from tests.learner.training_data import TrainingData, make_varied_data
 from vz_ray.config.learner import LossConfig
-from vz_ray.learner.batch import collate, in_memory_pixels
+from vz_ray.learner.batch import collate, collate_on_host
 from vz_ray.learner.example import Example, encode_trajectory
 from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.grpo_loss import LossInputs, compute_advantages, grpo_loss, loss_weights
+from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree, plan_micro_batches
 from vz_ray.learner.policy_model import PolicyModel
@@ -155,7 +156,7 @@ def test_feature_cache_keeps_loss_and_gradient(model: Path) -> None:
     setup = GradientCheck(model, torch.float64)
     setup.policy.hf.model.visual.requires_grad_(False)
     expected = setup.run(setup.alone())
-    cache = setup.policy.feature_cache = FeatureCache(1 << 20)
+    cache = FeatureCache(1 << 20, token_bytes=512)
     first = setup.run(setup.shared(), cache=cache)
     assert cache.hits == 0
     assert cache.misses == len(setup.data.pixels) > 0
@@ -167,14 +168,27 @@ def test_feature_cache_keeps_loss_and_gradient(model: Path) -> None:
 
 
 def test_feature_cache_evicts_least_recently_used() -> None:
-    cache = FeatureCache(3 * 4 * 8)
-    row = torch.zeros(1, 8)
+    cache = FeatureCache(3 * 8, token_bytes=4)
     a, b, c, d = ((name, 28, 28) for name in "abcd")
-    cache.put([a, b, c], [row + 1, row + 2, row + 3])
-    assert cache.get(a) is not None
-    cache.put([d], [row + 4])
+    entries = {key: cache.reserve(key, 2) for key in (a, b, c)}
+    assert cache.get(a) is entries[a]
+    entries[d] = cache.reserve(d, 2)
     assert cache.get(b) is None
-    rows = [cache.get(key) for key in (a, c, d)]
-    assert [float(row[0, 0]) for row in rows if row is not None] == [1, 3, 4]
+    assert [cache.get(key) for key in (a, c, d)] == [entries[key] for key in (a, c, d)]
     cache.clear()
     assert cache.get(a) is None
+
+
+def test_features_of_uncomputed_batch_are_refused(model: Path) -> None:
+    """A micro-batch built ahead uses features of the one before, whose forward pass must come first."""
+    setup = GradientCheck(model, torch.float32)
+    setup.policy.hf.model.visual.requires_grad_(False)
+    cache, pixels = FeatureCache(1 << 20, token_bytes=256), in_memory_pixels(setup.data.pixels)
+    first, second = (
+        collate_on_host(setup.shared()[0], setup.examples, pixels, setup.policy.tokens, setup.spec, cache=cache)
+        for _ in range(2)
+    )
+    with pytest.raises(RuntimeError, match="features of an earlier micro-batch are missing"):
+        second.to(CPU)
+    expected = setup.policy(first.to(CPU))[0]
+    torch.testing.assert_close(setup.policy(second.to(CPU))[0], expected)

@@ -38,7 +38,7 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     small = SmallRun.create(tmp_path_factory.mktemp("alone"))
     exemplars, base = small.folder / "exemplars.jsonl", small.folder / "base"
     episode = {"prompt": "conf/prompt/tiny.yaml", "min_pixels": 784, "max_pixels": 784, "max_context": 2048}
-    learner = {"zero_stage": 2, "loss.kl_coef": 0, "num_threads": 1, "optimizer.epsilon": 1e-3}
+    learner = {"zero_stage": 2, "loss.kl_coef": 0, "optimizer.epsilon": 1e-3}
     values = [
         *(f"episode.{key}={value}" for key, value in episode.items()),
         *(f"learner.{key}={value}" for key, value in learner.items()),

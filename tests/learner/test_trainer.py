@@ -25,7 +25,7 @@ from tests.learner.rank_worker import (
 from tests.learner.training_data import TrainingData
 from tests.rollout.hf_reference import HfReference
 from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
-from vz_ray.learner import checkpoint
+from vz_ray.learner import checkpoint, train_engine
 from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
 from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.learner.train_engine import learning_rate
@@ -249,6 +249,32 @@ def test_weight_buckets_hold_each_tensor_once_within_limit(data: TrainingData) -
         names_seen += bucket
     assert names_seen == [spec.name for spec in source.specs()]
     assert names_seen == list(PolicyModel.from_pretrained(data.model).hf.state_dict())
+
+
+def test_weights_gather_after_a_forward_only_pass(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a complete trace, the end of a forward pass prefetches parameters for a backward pass."""
+    settings = train_engine.deepspeed_config
+
+    def with_small_limits(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
+        # A tiny model is below the defaults, so that all parameters stay gathered until their next use.
+        limits = {"stage3_max_reuse_distance": 300, "stage3_prefetch_bucket_size": 300}
+        zero = settings(config, dtype)["zero_optimization"] | limits
+        return settings(config, dtype) | {"zero_optimization": zero}
+
+    monkeypatch.setattr(train_engine, "deepspeed_config", with_small_limits)
+    trainer = Trainer(small_config(data.model, 3, param_persistence_threshold=100))
+    for _ in range(3):  # the third forward pass has a complete trace
+        trainer.sft_step(data.trajectories[:1], data.pixels)
+    expected = parameters(trainer)
+    trainer.compute_logprobs(data.trajectories[:1], data.pixels)
+    np.testing.assert_equal(parameters(trainer), expected)
+    trainer.compute_logprobs(data.trajectories[:1], data.pixels)
+    trainer.offload_states()
+    np.testing.assert_equal(parameters(trainer), expected)
+    trainer.load_states()
+    trainer.sft_step(data.trajectories[:1], data.pixels)
+    changed = parameters(trainer)
+    assert any(not np.array_equal(changed[name], expected[name]) for name in expected)
 
 
 def test_probe_score_matches_the_plain_hf_model(data: TrainingData) -> None:

@@ -270,7 +270,9 @@ async def publish_colocated(transport: str) -> tuple[WeightTransport, RecordingL
     colocated = create_weight_transport(learner, weights, Path("/there"), 1, colocate=True)  # type: ignore[arg-type]
     update = await colocated.prepare(1)
     if update.in_parts:
-        assert [parts async for parts in colocated.parts(update)] == [[{"part": 0}, {"part": 0}]]
+        assert [parts async for parts in colocated.parts(update, lambda: frozenset({0}))] == [
+            [{"part": 0}, {"part": 0}]
+        ]
     await colocated.release()
     return colocated, learner, update
 
@@ -281,8 +283,8 @@ async def test_colocated_ipc_keeps_only_weights_until_engines_have_them() -> Non
         ("announce_weights", 1, None),
         ("offload_states", True),
         ("start_export", 1, 2**20),
-        ("export_part",),
-        ("export_part",),
+        ("export_part", {0}),
+        ("export_part", {0}),
         ("stop_export",),
         ("offload_states", False),
     ]
@@ -302,7 +304,8 @@ async def test_colocated_shm_leaves_the_gpu_before_engines_wake() -> None:
 async def test_interrupted_export_frees_its_bucket() -> None:
     learner = RecordingLearner()
     learner.answers["export_part"] = [[{"part": 0}]]
-    parts = LearnerIpcTransport(learner, 60.0, bucket_bytes=7).parts(WeightUpdate(1, "", {}, 8))  # type: ignore[arg-type]
+    transport = LearnerIpcTransport(learner, 60.0, bucket_bytes=7)  # type: ignore[arg-type]
+    parts = transport.parts(WeightUpdate(1, "", {}, 8), lambda: frozenset({0}))
     await anext(parts)
     await parts.aclose()
     assert [call[0] for call in learner.calls] == ["start_export", "export_part", "stop_export"]

@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.trajectory import Trajectory
-from vz_ray.learner.batch import collate, in_memory_pixels
+from vz_ray.learner.batch import collate
 from vz_ray.learner.example import encode_trajectory
+from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree, plan_micro_batches
 from vz_ray.learner.policy_model import PolicyModel

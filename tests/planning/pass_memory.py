@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.learner.training_data import TEXTS, TrainingData, make_training_data
-from vz_ray.learner.batch import MicroBatch, collate, in_memory_pixels
+from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.example import encode_trajectory
+from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel

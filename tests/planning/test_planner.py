@@ -100,13 +100,13 @@ def test_frozen_weights_have_no_optimizer_state() -> None:
 
 
 def test_offloaded_optimizer_is_in_host_memory() -> None:
-    _, plan, _ = make_test_plan(RL, "learner.offload=optimizer", "learner.world_size=1")
+    _, plan, _ = make_test_plan(RL, "learner.offload=optimizer", "learner.world_size=1", "learner.frame_cache_mib=2048")
     names = {item.name for item in plan.learner.items}
     assert not names & {"master weights, float32", "optimizer moments, float32", "gradients, float32"}
     caches = (2048 + 4096) * 2**20
     assert plan.host_bytes == 20 * plan.shape.parameters + caches
     # With more ranks, loading two full models takes more than a shard of the optimizer.
-    _, plan, _ = make_test_plan(RL, "learner.offload=optimizer")
+    _, plan, _ = make_test_plan(RL, "learner.offload=optimizer", "learner.frame_cache_mib=2048")
     assert plan.host_bytes == 2 * 2 * plan.shape.parameters + caches
 
 

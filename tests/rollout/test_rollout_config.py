@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from vz_ray.config.rollout import RESERVED_ENGINE_ARGUMENTS, EngineConfig, RolloutConfig, WeightsConfig
+from vz_ray.rollout import engine_args
 from vz_ray.rollout.engine_args import build_engine_args, check_engine_options
 from vz_ray.utils.errors import UserError
 
@@ -57,6 +60,18 @@ def test_engine_options_are_passed_to_vllm(tmp_path: Path) -> None:
     args = build_engine_args(Path("assets/tiny-base"), EngineConfig(options=options), [1], tmp_path / "log", "shm")
     assert (args.max_num_batched_tokens, args.block_size, args.seed) == (2048, 16, 5)
     assert args.logprobs_mode == "processed_logprobs"
+
+
+@pytest.mark.parametrize(("in_actor", "method"), [(False, "spawn"), (True, None)])
+def test_gpu_engine_outside_ray_spawns_its_processes(
+    monkeypatch: pytest.MonkeyPatch, in_actor: bool, method: str | None
+) -> None:
+    variable = "VLLM_WORKER_MULTIPROC_METHOD"
+    monkeypatch.setattr(os, "environ", {key: value for key, value in os.environ.items() if key != variable})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(engine_args, "_in_ray_actor", lambda: in_actor)
+    engine_args.prepare_environment(EngineConfig())
+    assert os.environ.get(variable) == method
 
 
 @pytest.mark.parametrize(("kv_cache_gib", "utilization"), [(None, 0.85), (4.0, 0.01)])

@@ -49,7 +49,7 @@ def exemplars(small: SmallRun) -> Path:
 def overrides(small: SmallRun, exemplars: Path) -> list[str]:
     episode = {"prompt": "conf/prompt/tiny.yaml", "min_pixels": 784, "max_pixels": 784, "max_context": 2048}
     settings = [f"episode.{key}={value}" for key, value in episode.items()]
-    learner = ["learner.zero_stage=0", "learner.loss.kl_coef=0", "learner.num_threads=1"]
+    learner = ["learner.zero_stage=0", "learner.loss.kl_coef=0"]
     sizes = [
         "clips.num_actors=1",
         "clips.disk_cache_gib=0",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -365,16 +365,22 @@ class PartsTransport(FakePullTransport):
     def __init__(self, error: Exception | None = None) -> None:
         super().__init__()
         self.part_error, self.closed, self.calls = error, 0, 0
+        self.receivers: list[frozenset[int]] = []
 
     async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         return WeightUpdate(version, "", {}, 8, SCORE if probe else None, in_parts=True)
 
-    async def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+    async def parts(
+        self, update: WeightUpdate, receivers: Callable[[], frozenset[int]]
+    ) -> AsyncGenerator[Sequence[dict[str, Any]]]:
         try:
+            self.receivers.append(receivers())
             yield [{"rank": 0, "part": 0}, {"rank": 1, "part": 0}]
             if self.part_error:
                 raise self.part_error
+            self.receivers.append(receivers())
             yield [{"rank": 0, "part": 1}, {"rank": 1, "part": 1}]
+            self.receivers.append(receivers())
         finally:
             self.closed += 1
 
@@ -404,7 +410,10 @@ async def test_each_engine_receives_the_parts_of_its_rank() -> None:
 async def test_engine_that_fails_a_part_does_not_affect_others(step: str) -> None:
     engines = engines_of_two_ranks()
     engines[0].failures[step] = RuntimeError("died")
-    report = await make_publisher().publish(1, PartsTransport(), engines)
+    transport = PartsTransport()
+    report = await make_publisher().publish(1, transport, engines)
+    failed_at = {"begin_update": 0, "receive_part": 1, "finish_update": 3}[step]
+    assert transport.receivers == [frozenset({0, 1}) if part < failed_at else frozenset({0}) for part in range(3)]
     assert report.updated == ("b",)
     assert report.failed == {"a": "RuntimeError: died"}
     assert "resume" not in engines[0].steps

@@ -117,6 +117,6 @@ def replay(
 
     batch = SkippedBatch.load(directory)
     with LocalFrameSource() as frames:
-        loader = CachedFrameLoader(frames, batch.config.frame_cache_mib * 2**20, batch.config.timeout_s)
+        loader = CachedFrameLoader(frames, batch.config.frame_cache_bytes, batch.config.timeout_s)
         for line in describe_replay(*replay_update(batch, loader, model)):
             print(line)

@@ -145,6 +145,8 @@ class LearnerConfig(Section):
     share_prefixes: bool = True
     """Compute the shared prefix of a group's samples once; false computes each sample alone, with equal
     gradients."""
+    prefetch_batches: int = number(1, minimum=0)
+    """Forward passes whose inputs a thread prepares ahead; 0 prepares each directly before its use."""
     feature_cache_mib: int = number(4096, minimum=0)
     """Cache per rank, in MiB, of frame features from frozen vision towers, including the reference model's; 0
     disables it."""
@@ -165,10 +167,14 @@ class LearnerConfig(Section):
     """Directory for the batches of skipped updates; default `replay` in the run directory."""
     max_unreadable_share: float = number(0.1, minimum=0, maximum=1)
     """Maximum share of a step's groups that are skipped because their frames cannot be decoded again."""
-    frame_cache_mib: int = number(2048, minimum=0)
-    """Cache per rank of decoded frames, in MiB."""
-    num_threads: int = number(0, minimum=0)
-    """CPU threads per rank; 0 uses PyTorch's default."""
+    frame_cache_mib: int | None = number(None, minimum=0)
+    """Maximum cache of decoded frames per rank in MiB, for repeated passes over a step's frames; null allows as
+    much as a step's largest possible frames need, up to 8 GiB."""
+    step_frames_mib: int = derived(2048, "step_frames_mib", "episode.max_images")
+    """Maximum size of a step's frames per rank, in MiB."""
+    cpus_per_rank: float = number(1.0, above=0)
+    """CPUs that Ray reserves per rank, and PyTorch's CPU threads per rank (at least 1); more shorten the optimizer
+    step of offloaded states."""
     node_group: str = ""
     """Ray resource of the nodes for the ranks; empty allows every node."""
     timeout_s: float = timeout("learner_call_s")
@@ -195,6 +201,16 @@ class LearnerConfig(Section):
             raise InvalidValueError(
                 "lora.train_merger", "is true and freeze_vision is true; unset one of them", "freeze_vision"
             )
+
+    @property
+    def frame_cache_bytes(self) -> int:
+        """Maximum size of the cache of decoded frames."""
+        return (self.step_frames_mib if self.frame_cache_mib is None else self.frame_cache_mib) << 20
+
+    @property
+    def num_threads(self) -> int:
+        """PyTorch's CPU threads per rank."""
+        return max(1, int(self.cpus_per_rank))
 
     @property
     def needs_separate_reference(self) -> bool:

@@ -24,8 +24,9 @@ MUTABLE_ON_RESUME = (
     "learner.gradient_checkpointing",
     "learner.micro_batch_tokens",
     "learner.share_prefixes",
+    "learner.prefetch_batches",
     "learner.node_group",
-    "learner.num_threads",
+    "learner.cpus_per_rank",
     "learner.max_restarts",
     "train.checkpoint_every",
     "train.keep_checkpoints",
@@ -123,6 +124,11 @@ class RunConfig(Section):
         set_derived_values(self)
 
 
+def frames_mib(frames: int, episode: EpisodeConfig, learner: LearnerConfig) -> int:
+    """Return the size of a rank's share of this many frames of maximum size, in MiB: rounded up, at most 8 GiB."""
+    return min(-(-frames * 3 * episode.max_pixels // (learner.world_size << 20)), 8192)
+
+
 @dataclass
 class RolloutRunConfig(RunConfig):
     """Common config of runs with rollout workers."""
@@ -169,6 +175,13 @@ class GrpoRunConfig(RolloutRunConfig):
     """GRPO learner."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training loop."""
+
+    @property
+    def step_frames_mib(self) -> int:
+        """Maximum size of a step's frames per learner rank, in MiB; a group's samples share the overview."""
+        shared, images = self.episode.overview_frames, self.episode.max_images
+        frames = self.train.batch_size * (shared + self.train.group_size * (images - shared))
+        return frames_mib(frames, self.episode, self.learner)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.fields import InvalidValueError, Section, choice, number
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.run import RunConfig
+from vz_ray.config.run import RunConfig, frames_mib
 
 
 @dataclass
@@ -50,6 +50,11 @@ class SftRunConfig(RunConfig):
     """Learner; its learning rate schedule follows `sft`."""
     sft: SftConfig = field(default_factory=SftConfig)
     """Duration and batches."""
+
+    @property
+    def step_frames_mib(self) -> int:
+        """Maximum size of a step's frames per learner rank, in MiB."""
+        return frames_mib(self.sft.batch_size * self.episode.max_images, self.episode, self.learner)
 
     def __post_init__(self) -> None:
         super().__post_init__()

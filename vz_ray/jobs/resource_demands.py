@@ -80,23 +80,24 @@ def resource_demands(config: ClusterConfig, *, gpus: bool) -> list[ResourceDeman
 def _share_gpus(ranks: ResourceDemand, workers: ResourceDemand) -> ResourceDemand:
     """Return the demand for bundles of one rank and one worker on one GPU."""
     cpus = ranks.resources["CPU"] + workers.resources["CPU"]
+    cpu_keys = f"{ranks.resource_keys['CPU']} and {workers.resource_keys['CPU']}"
     return replace(
         ranks,
         name=f"{LEARNER_RANKS} with {ROLLOUT_WORKERS}",
         resources={**ranks.resources, "CPU": cpus},
-        resource_keys={**ranks.resource_keys, "CPU": workers.resource_keys["CPU"]},
+        resource_keys={**ranks.resource_keys, "CPU": cpu_keys},
     )
 
 
 def _ranks(config: LearnerConfig, gpus: float) -> ResourceDemand:
     return ResourceDemand(
         LEARNER_RANKS,
-        {"CPU": 1.0, "GPU": gpus},
+        {"CPU": config.cpus_per_rank, "GPU": gpus},
         config.world_size,
         config.world_size,
         config.node_group,
         gang=True,
-        resource_keys={"CPU": "learner.world_size", "GPU": "learner.world_size"},
+        resource_keys={"CPU": "learner.cpus_per_rank", "GPU": "learner.world_size"},
         count_key="learner.world_size",
         node_group_key="learner.node_group",
     )

@@ -78,6 +78,15 @@ class PackedLayout:
             key_index=torch.cat(positions).to(device) if has_prefix else None,
         )
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> PackedLayout:
+        """Return a copy with `function` applied to each tensor."""
+        return PackedLayout(
+            segments=self.segments,
+            cu_seqlens_q=function(self.cu_seqlens_q),
+            cu_seqlens_k=function(self.cu_seqlens_k),
+            key_index=None if self.key_index is None else function(self.key_index),
+        )
+
     @property
     def max_seqlens(self) -> tuple[int, int]:
         """Maximum number of queries and of keys per segment."""

@@ -3,11 +3,14 @@
 All tokens of a micro-batch form one sequence without padding; see `packing`. A repeated frame passes the
 vision tower once: pixels are stored per distinct frame, and every image slot has the index of its feature row.
 Loss inputs are addressed by position in the sequence of hidden states.
+
+    collate_on_host: HostBatch, frames as bytes     in a thread, ahead of the computation
+    HostBatch.to: MicroBatch, frames as patches     on the device, directly before the forward pass
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vz_ray.learner.attention import PackedLayout, Segment
-from vz_ray.learner.example import Example, FrameKey, Ints, SpecialTokenIds, frame_key
-from vz_ray.learner.frame_cache import FeatureCache
-from vz_ray.learner.image_patches import ImageSpec, extract_patches
+from vz_ray.learner.example import Example, Ints, SpecialTokenIds
+from vz_ray.learner.frame_cache import FeatureCache, FrameFeatures
+from vz_ray.learner.image_inputs import ImageInputs, PixelLoader, load_image_inputs
+from vz_ray.learner.image_patches import ImageSpec, compute_patches
 from vz_ray.learner.packing import PrefixTree
-from vz_ray.video.frame import RGB, FrameRef
 
-PixelLoader = Callable[[Sequence[FrameRef]], Mapping[str, RGB]]
-"""Returns the pixels of the given frames by digest; additional entries are ignored."""
-
-
-def in_memory_pixels(pixels: Mapping[str, RGB]) -> PixelLoader:
-    """Return a loader for pixels that are in memory, by digest."""
-    return lambda refs: pixels
+_NO_GRIDS: Ints = np.zeros((0, 3), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ class MicroBatch:
         layout: Segments and prefixes of the sequence.
         pixel_values: `[P, 1176]` patches of the uncached frames, or of one blank frame.
         grids: `[U, 3]` patch grids of these frames, on the host.
-        frame_keys: U keys of these frames; empty for the blank frame.
+        computed_features: Cache entries of these frames, filled by the forward pass; empty without a cache.
         cached_features: `[K, H]` features from the cache; None without cached frames.
         image_slots: `[I]` positions of image tokens in the sequence.
         feature_index: `[I]` index of each image token in the computed features, followed by the cached ones.
@@ -61,7 +58,7 @@ class MicroBatch:
     layout: PackedLayout
     pixel_values: Tensor
     grids: Ints
-    frame_keys: tuple[FrameKey, ...]
+    computed_features: tuple[FrameFeatures, ...]
     cached_features: Tensor | None
     image_slots: Tensor
     feature_index: Tensor
@@ -92,6 +89,45 @@ class TokenSpan:
         return self.example.frame_slice(self.start, self.end)
 
 
+@dataclass(frozen=True, slots=True)
+class HostBatch:
+    """A `MicroBatch` in host memory, with frames as bytes.
+
+    Attributes:
+        tensors: Fields of `MicroBatch` by name.
+    """
+
+    indices: tuple[int, ...]
+    layout: PackedLayout
+    images: ImageInputs
+    spec: ImageSpec
+    tensors: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Upload the micro-batch and compute its patches.
+
+        Call it after the forward passes of earlier micro-batches, which compute the cached features. From
+        pinned memory the upload is asynchronous.
+        """
+
+        def upload(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        images = self.images
+        cached = [entry.rows for entry in images.cached if entry.rows is not None]
+        if len(cached) != len(images.cached):
+            raise RuntimeError("features of an earlier micro-batch are missing: its forward pass has not run")
+        return MicroBatch(
+            indices=self.indices,
+            layout=self.layout.map(upload),
+            pixel_values=compute_patches(upload(images.joined), images.grids, self.spec),
+            grids=images.grids,
+            computed_features=images.computed,
+            cached_features=upload(torch.cat(cached)) if cached else None,
+            **{name: upload(tensor) for name, tensor in self.tensors.items()},
+        )
+
+
 def collate(
     trees: Sequence[PrefixTree],
     examples: Sequence[Example],
@@ -103,11 +139,29 @@ def collate(
     cache: FeatureCache | None = None,
     share_frames: bool = True,
 ) -> MicroBatch:
-    """Build one micro-batch. An empty one consists of a pad token and a blank frame.
+    """Build one micro-batch on a device; see `collate_on_host`."""
+    batch = collate_on_host(trees, examples, load_pixels, tokens, spec, cache=cache, share_frames=share_frames)
+    return batch.to(device)
+
+
+def collate_on_host(
+    trees: Sequence[PrefixTree],
+    examples: Sequence[Example],
+    load_pixels: PixelLoader,
+    tokens: SpecialTokenIds,
+    spec: ImageSpec,
+    *,
+    cache: FeatureCache | None = None,
+    share_frames: bool = True,
+    pin: bool = False,
+) -> HostBatch:
+    """Build one micro-batch in host memory. An empty one consists of a pad token and a blank frame.
 
     Args:
-        cache: Features of a frozen tower; cached frames are neither loaded nor computed.
+        cache: Features of a frozen tower; cached frames are neither loaded nor computed. Micro-batches must be
+            computed in the order in which they are built with the same cache.
         share_frames: Whether repeated frames are computed once; False is for tests and benchmarks.
+        pin: Use pinned memory.
 
     Raises:
         KeyError: The pixels of a frame are missing.
@@ -122,24 +176,26 @@ def collate(
         ids[target] = example.token_ids[span.start : span.end]
         all_positions = mrope_positions(example.token_ids, example.grids, tokens.image, spec.merge_size)
         positions[:, target] = all_positions[:, span.start : span.end]
-    images = _image_inputs(spans, load_pixels, spec, cache, share_frames)
-    has_images = len(images.feature_index) > 0
+    refs = [ref for span in spans for ref in span.example.refs[span.frames]]
+    grids = np.concatenate([*(span.example.grids[span.frames] for span in spans), _NO_GRIDS])
+    images = load_image_inputs(refs, grids, load_pixels, spec, cache, share_frames=share_frames, pin=pin)
     arrays = {
         "input_ids": ids[None],
         "position_ids": positions[:, None],
-        "image_slots": np.flatnonzero(ids == tokens.image) if has_images else images.feature_index,
+        "image_slots": np.flatnonzero(ids == tokens.image) if refs else images.feature_index,
         "feature_index": images.feature_index,
         **_sampled_token_arrays([examples[index] for index in members], hidden_index),
     }
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    return MicroBatch(
+
+    def place(tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if pin else tensor
+
+    return HostBatch(
         indices=tuple(members),
-        layout=PackedLayout.from_segments(segments, device),
-        pixel_values=images.pixel_values.to(device),
-        grids=images.grids,
-        frame_keys=images.frame_keys,
-        cached_features=None if images.cached_features is None else images.cached_features.to(device),
-        **tensors,
+        layout=PackedLayout.from_segments(segments, torch.device("cpu")).map(place),
+        images=images,
+        spec=spec,
+        tensors={name: place(torch.from_numpy(array)) for name, array in arrays.items()},
     )
 
 
@@ -211,91 +267,6 @@ def _lay_out(
                 start, offset = offset, offset + example.context_length - prefix
                 segments.append(Segment(start, offset, (base, base + prefix) if prefix else (0, 0)))
     return spans, segments or [Segment(0, 1)], hidden_index
-
-
-@dataclass(frozen=True, slots=True)
-class ImageInputs:
-    """The image fields of a `MicroBatch`."""
-
-    pixel_values: Tensor
-    grids: Ints
-    frame_keys: tuple[FrameKey, ...]
-    cached_features: Tensor | None
-    feature_index: Ints
-
-
-def _image_inputs(
-    spans: Sequence[TokenSpan],
-    load_pixels: PixelLoader,
-    spec: ImageSpec,
-    cache: FeatureCache | None,
-    share_frames: bool,
-) -> ImageInputs:
-    """Compute patches and grids of the distinct uncached frames, and the feature index of each image slot."""
-    refs = [ref for span in spans for ref in span.example.refs[span.frames]]
-    expected_grids = [span.example.grids[span.frames] for span in spans]
-    keys: list[Hashable] = [frame_key(ref) for ref in refs] if share_frames else list(range(len(refs)))
-    distinct = dict(zip(keys, refs, strict=True))
-    cached: dict[Hashable, Tensor] = {}
-    if cache is not None and share_frames:
-        cached = {key: features for key in distinct if (features := cache.get(frame_key(distinct[key]))) is not None}
-    uncached = [key for key in distinct if key not in cached]
-    values, grids = _load_patches([distinct[key] for key in uncached], load_pixels, spec)
-    counts = dict(zip(uncached, grids.prod(axis=1) // spec.merge_size**2, strict=False))
-    grid_by_key = dict(zip(uncached, grids, strict=False))
-    _check_grids(refs, keys, grid_by_key, np.concatenate([*expected_grids, _NO_GRIDS]))
-    # Cached features follow the computed ones, which include the blank frame's.
-    num_computed = int(sum(counts.values())) if uncached else int(grids.prod(axis=1).sum()) // spec.merge_size**2
-    cached_counts = {key: len(features) for key, features in cached.items()}
-    starts = _row_starts(counts, 0) | _row_starts(cached_counts, num_computed)
-    counts |= cached_counts
-    feature_index = [np.arange(counts[key]) + starts[key] for key in keys]
-    return ImageInputs(
-        pixel_values=values,
-        grids=grids,
-        frame_keys=tuple(frame_key(distinct[key]) for key in uncached),
-        cached_features=torch.cat(list(cached.values())) if cached else None,
-        feature_index=np.concatenate([*feature_index, np.zeros(0, dtype=np.int64)]),
-    )
-
-
-_NO_GRIDS: Ints = np.zeros((0, 3), dtype=np.int64)
-
-
-def _row_starts(counts: Mapping[Hashable, int], first: int) -> dict[Hashable, int]:
-    """Return the index of each key's first row, for consecutive rows from `first`."""
-    ends = first + np.cumsum([0, *counts.values()])
-    return {key: int(end) for key, end in zip(counts, ends, strict=False)}
-
-
-def _load_patches(refs: Sequence[FrameRef], load_pixels: PixelLoader, spec: ImageSpec) -> tuple[Tensor, Ints]:
-    """Return patches and grids of these frames, or of one blank frame if there are none."""
-    if not refs:
-        side = spec.patch_size * spec.merge_size
-        # Only the shape matters: the feature is multiplied by zero.
-        return extract_patches([np.zeros((side, side, 3), dtype=np.uint8)], spec.without_size_limits())
-    pixels = load_pixels(list({frame_key(ref): ref for ref in refs}.values()))
-    return extract_patches([_image_of(pixels, ref) for ref in refs], spec)
-
-
-def _image_of(pixels: Mapping[str, RGB], ref: FrameRef) -> RGB:
-    if ref.digest not in pixels:
-        raise KeyError(f"no pixels for the frame of {ref.uri} at {ref.pts_s:.2f} s (digest {ref.digest[:12]})")
-    return pixels[ref.digest].reshape(ref.height, ref.width, 3)
-
-
-def _check_grids(
-    refs: Sequence[FrameRef],
-    keys: Sequence[Hashable],
-    grid_by_key: Mapping[Hashable, Ints],
-    expected_grids: Ints,
-) -> None:
-    for ref, key, expected in zip(refs, keys, expected_grids, strict=True):
-        if key in grid_by_key and (grid_by_key[key] != expected).any():
-            raise ValueError(
-                f"the frame of {ref.uri} at {ref.pts_s:.2f} s has the grid {grid_by_key[key].tolist()}; "
-                f"the trajectory has {expected.tolist()}"
-            )
 
 
 def _sampled_token_arrays(examples: Sequence[Example], hidden_index: Sequence[Ints]) -> dict[str, NDArray[np.generic]]:

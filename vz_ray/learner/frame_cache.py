@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -17,23 +18,50 @@ from vz_ray.video.frame import RGB, FrameRef
 T = TypeVar("T")
 
 
-class FeatureCache(LruCache[FrameKey, Tensor]):
-    """Cache in host memory for the vision features of frames, `[visual tokens, H]` each.
+@dataclass(slots=True, eq=False)
+class FrameFeatures:
+    """Vision features of one frame.
 
-    Valid for a frozen tower only: features of a trained tower are stale after the next update.
+    Attributes:
+        num_tokens: Number of visual tokens.
+        rows: `[num_tokens, H]` in host memory; None until a forward pass has computed them.
     """
 
-    def __init__(self, capacity_bytes: int) -> None:
-        super().__init__(capacity_bytes, lambda features: features.nbytes)
+    num_tokens: int
+    rows: Tensor | None = None
 
-    def put(self, keys: Sequence[FrameKey], features: Sequence[Tensor]) -> None:
-        """Add copies of the features of these frames."""
-        for key, rows in zip(keys, features, strict=True):
-            self.add(key, rows.detach().to("cpu", copy=True))
+    def set(self, rows: Tensor) -> None:
+        """Store a copy of the features."""
+        self.rows = rows.detach().to("cpu", copy=True)
+
+
+class FeatureCache(LruCache[FrameKey, FrameFeatures]):
+    """Cache in host memory for the vision features of frames.
+
+    An entry is reserved when a micro-batch is built and filled when it is computed. The content therefore
+    depends on the order of micro-batches only, not on how far ahead they are built.
+
+    Valid for a frozen tower only: features of a trained tower are stale after the next update.
+
+    Args:
+        capacity_bytes: Maximum size.
+        token_bytes: Size of the features of one visual token.
+    """
+
+    def __init__(self, capacity_bytes: int, token_bytes: int) -> None:
+        super().__init__(capacity_bytes, lambda features: features.num_tokens * token_bytes)
+
+    def reserve(self, key: FrameKey, num_tokens: int) -> FrameFeatures:
+        """Add an entry without features for a frame and return it."""
+        features = FrameFeatures(num_tokens)
+        self.add(key, features)
+        return features
 
 
 class CachedFrameLoader:
     """Loads pixels from a frame source, with an LRU cache for repeated passes over a batch.
+
+    Any thread may call it, but one at a time.
 
     Args:
         source: Resolves frame references to frames.
@@ -60,6 +88,12 @@ class CachedFrameLoader:
                 pixels[ref.digest] = rgb
                 self._cache.add(frame_key(ref), rgb)
         return pixels
+
+    def take_metrics(self) -> dict[str, float]:
+        """Return `frame_cache_hit_rate` since the last call; nothing if no frame was requested."""
+        hits, requests = self._cache.hits, self._cache.hits + self._cache.misses
+        self._cache.hits = self._cache.misses = 0
+        return {"frame_cache_hit_rate": hits / requests} if requests else {}
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine that uses the frame source on the loader's event loop."""

@@ -1,9 +1,14 @@
-"""Conversion of RGB frames to the patch rows of Qwen-VL's vision tower."""
+"""Conversion of RGB frames to the patch rows of Qwen-VL's vision tower.
+
+Frames travel to the device as bytes and are normalized there. A float32 patch row has eight times as many
+bytes: four per value, and every image is repeated along the time axis.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -77,38 +82,74 @@ class ImageSpec:
         return (1, height // self.patch_size, width // self.patch_size)
 
 
-def extract_patches(frames: Sequence[RGB], spec: ImageSpec) -> tuple[Tensor, NDArray[np.int64]]:
-    """Compute the patch rows of `Qwen2VLImageProcessor`, bit for bit.
+def join_frames(frames: Sequence[RGB], spec: ImageSpec, *, pin: bool = False) -> tuple[Tensor, NDArray[np.int64]]:
+    """Copy frames into one tensor.
 
     Args:
         frames: N arrays `uint8 [h, w, 3]`, sizes may differ.
+        pin: Use pinned host memory, from which uploads to a GPU are asynchronous.
 
     Returns:
-        Patch rows of all frames in order, `float32 [P, 3 * temporal * patch * patch]`, and grids
-        `int64 [N, 3]`.
+        Bytes of all frames in order, `uint8 [sum(h * w * 3)]`, and patch grids `int64 [N, 3]`.
+
+    Raises:
+        ValueError: See `ImageSpec.grid`.
     """
     grids = [spec.grid(*frame.shape[:2]) for frame in frames]
-    rows = [grid[1] * grid[2] for grid in grids]
-    out = torch.empty(sum(rows), 3 * spec.temporal_patch_size * spec.patch_size**2)
-    starts = np.cumsum([0, *rows])
-    for grid in dict.fromkeys(grids):
-        same_size = [i for i, other in enumerate(grids) if other == grid]
-        patches = _patches_of_one_size(np.stack([frames[i] for i in same_size]), grid, spec)
-        if len(same_size) == len(frames):
-            return patches.reshape(out.shape), np.asarray(grids, dtype=np.int64)
-        for i, rows_of_frame in zip(same_size, patches, strict=True):
-            out[starts[i] : starts[i + 1]] = rows_of_frame
-    return out, np.asarray(grids, dtype=np.int64).reshape(-1, 3)
+    joined = torch.empty(sum(frame.size for frame in frames), dtype=torch.uint8, pin_memory=pin)
+    if frames:
+        np.concatenate([frame.reshape(-1) for frame in frames], out=joined.numpy())
+    return joined, np.asarray(grids, dtype=np.int64).reshape(-1, 3)
 
 
-def _patches_of_one_size(stack: NDArray[np.uint8], grid: Grid, spec: ImageSpec) -> Tensor:
-    """`uint8 [N, h, w, 3]` to `float32 [N, rows, 3 * temporal * patch * patch]`."""
-    n, p, m = len(stack), spec.patch_size, spec.merge_size
-    images = torch.from_numpy(stack).permute(0, 3, 1, 2).to(torch.float32)
+def compute_patches(joined: Tensor, grids: NDArray[np.int64], spec: ImageSpec) -> Tensor:
+    """Compute the patch rows of `Qwen2VLImageProcessor` on the device of the frames; on CPU bit for bit.
+
+    Args:
+        joined: Output of `join_frames`, on any device.
+        grids: `[N, 3]` patch grids.
+
+    Returns:
+        Patch rows of all frames in order, `float32 [P, 3 * temporal * patch * patch]`.
+    """
+    row_counts = grids.prod(axis=1)
+    frames = joined.split((row_counts * 3 * spec.patch_size**2).tolist())
+    by_grid: dict[Grid, list[int]] = {}
+    for index, (time, rows, columns) in enumerate(grids.tolist()):
+        by_grid.setdefault((time, rows, columns), []).append(index)
+    if len(by_grid) == 1:
+        return _patches_of_one_size(joined, next(iter(by_grid)), spec)
+    width = 3 * spec.temporal_patch_size * spec.patch_size**2
+    out = torch.empty(int(row_counts.sum()), width, device=joined.device)
+    targets = out.split(row_counts.tolist())
+    for grid, indices in by_grid.items():
+        patches = _patches_of_one_size(torch.cat([frames[i] for i in indices]), grid, spec)
+        for index, rows_of_frame in zip(indices, patches.chunk(len(indices)), strict=True):
+            targets[index].copy_(rows_of_frame)
+    return out
+
+
+def extract_patches(frames: Sequence[RGB], spec: ImageSpec) -> tuple[Tensor, NDArray[np.int64]]:
+    """Return the patch rows and grids of frames; see `join_frames` and `compute_patches`."""
+    joined, grids = join_frames(frames, spec)
+    return compute_patches(joined, grids, spec), grids
+
+
+def _patches_of_one_size(joined: Tensor, grid: Grid, spec: ImageSpec) -> Tensor:
+    """`uint8 [N * h * w * 3]` to `float32 [N * rows, 3 * temporal * patch * patch]`."""
+    _, rows, columns = grid
+    p, m = spec.patch_size, spec.merge_size
+    blocks = joined.view(-1, rows // m, m, p, columns // m, m, p, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
+    mean, std = _mean_and_std(spec, joined.device)
+    patches = blocks.contiguous().to(torch.float32).sub_(mean).div_(std)
+    repeated = patches.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, spec.temporal_patch_size, -1, -1)
+    return repeated.reshape(len(blocks) * rows * columns, -1)
+
+
+@lru_cache
+def _mean_and_std(spec: ImageSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation on the 0..255 scale, `[3, 1, 1]` each."""
     # As in the processor, mean and std are scaled to 0..255 rather than pixels to 0..1: equal rounding.
     scale = 1.0 / spec.rescale_factor
-    mean, std = (torch.tensor(values) * scale for values in (spec.image_mean, spec.image_std))
-    images = images.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
-    blocks = images.reshape(n, 3, grid[1] // m, m, p, grid[2] // m, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
-    repeated = blocks.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, spec.temporal_patch_size, -1, -1)
-    return repeated.reshape(n, grid[1] * grid[2], -1)
+    mean, std = ((torch.tensor(values) * scale).view(-1, 1, 1) for values in (spec.image_mean, spec.image_std))
+    return mean.to(device), std.to(device)

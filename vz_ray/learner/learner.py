@@ -56,7 +56,7 @@ class Learner:
 
     Args:
         frame_source: A frame source that Ray can serialize, such as the client of the decode pool.
-        placement: Resources of the ranks; default: one CPU each.
+        placement: Resources of the ranks; default: no GPUs.
         identity: Run name and log format of the ranks.
         log_dir: Directory of `learner-rank-<n>.log` on each rank's node; if empty, Ray handles the output.
 
@@ -117,7 +117,7 @@ class Learner:
 
     def _create_actor(self, group: PlacementGroup, rank: int) -> Any:
         actor_class = LearnerActor.options(  # type: ignore[attr-defined]
-            num_cpus=self._placement.cpus_per_rank,
+            num_cpus=self._config.cpus_per_rank,
             num_gpus=self._placement.gpus_per_rank,
             resources=node_group_resources(self._config.node_group),
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
@@ -295,6 +295,4 @@ def _environment(config: LearnerConfig, gpus: float) -> dict[str, str]:
     """Return environment variables that must be set before torch is imported."""
     # Spinning OpenMP threads slow down other processes on shared cores several times.
     variables = {} if gpus else {"OMP_WAIT_POLICY": "passive"}
-    if config.num_threads:
-        variables["OMP_NUM_THREADS"] = str(config.num_threads)
-    return variables
+    return variables | {"OMP_NUM_THREADS": str(config.num_threads)}

@@ -131,7 +131,7 @@ class LearnerActor:
     def setup(self, config: LearnerConfig, frame_source: FrameSource, address: str, port: int) -> None:
         """Join the process group and load the model."""
         self._config = config
-        self._frames = CachedFrameLoader(frame_source, config.frame_cache_mib * 2**20, config.timeout_s)
+        self._frames = CachedFrameLoader(frame_source, config.frame_cache_bytes, config.timeout_s)
         os.environ |= {
             "RANK": str(self._rank),
             "WORLD_SIZE": str(self._config.world_size),
@@ -153,7 +153,7 @@ class LearnerActor:
 
     def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         set_log_context(step=self._trainer.engine.steps + 1)
-        metrics = self._trainer.sft_step(trajectories, self._frames)
+        metrics = self._trainer.sft_step(trajectories, self._frames) | self._frames.take_metrics()
         log.info("Trained on %d trajectories in %.2f s", len(trajectories), metrics["seconds"])
         return metrics
 
@@ -172,7 +172,7 @@ class LearnerActor:
 
     def grpo_step(self, groups: Sequence[Group], weight_version: int | None) -> dict[str, float]:
         _set_log_step(groups)
-        metrics = self._trainer.grpo_step(groups, self._frames, weight_version)
+        metrics = self._trainer.grpo_step(groups, self._frames, weight_version) | self._frames.take_metrics()
         log.info("Trained on %d groups in %.2f s", metrics["groups"], metrics.get("seconds", 0.0))
         return metrics
 
@@ -235,9 +235,13 @@ class LearnerActor:
         self._check_announced(version)
         self._exporter.start(self._trainer.weight_source(), bucket_bytes)
 
-    def export_part(self) -> dict[str, Any] | None:
-        """Return the handles of the next bucket, which all ranks gather; None after the last one."""
-        return self._exporter.next_part()
+    def export_part(self, receivers: frozenset[int]) -> dict[str, Any] | None:
+        """Return the handles of the next bucket, which all ranks gather; None after the last one.
+
+        Args:
+            receivers: Ranks whose engine still receives; the others export nothing.
+        """
+        return self._exporter.next_part(has_receiver=self._rank in receivers)
 
     def stop_export(self) -> None:
         """End the export and free its bucket."""

@@ -28,8 +28,7 @@ class LearnerPlacement:
     survives restarts of the learner, unless a node was lost: then all ranks are placed anew.
 
     Args:
-        config: World size, node group and timeout.
-        cpus_per_rank: CPUs of each rank.
+        config: World size, CPUs per rank, node group and timeout.
         gpus_per_rank: GPUs of each rank; a fraction shares the GPU with an engine.
         worker_resources: Resources of the rollout worker in the bundle of each rank; None if workers run elsewhere.
     """
@@ -38,13 +37,12 @@ class LearnerPlacement:
         self,
         config: LearnerConfig,
         *,
-        cpus_per_rank: float = 1.0,
         gpus_per_rank: float = 0.0,
         worker_resources: Mapping[str, float] | None = None,
     ) -> None:
         self._config, self.has_workers = config, worker_resources is not None
-        self.cpus_per_rank, self.gpus_per_rank = cpus_per_rank, gpus_per_rank
-        self.resources: dict[str, float] = {"CPU": cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
+        self.gpus_per_rank = gpus_per_rank
+        self.resources = {"CPU": config.cpus_per_rank} | ({"GPU": gpus_per_rank} if gpus_per_rank else {})
         self.resources |= node_group_resources(config.node_group)
         for name, amount in (worker_resources or {}).items():
             self.resources[name] = self.resources.get(name, 0.0) + amount

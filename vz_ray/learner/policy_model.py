@@ -12,7 +12,6 @@ from vz_ray.learner.attention import PACKED_ATTENTION, packed_attention
 from vz_ray.learner.batch import MicroBatch
 from vz_ray.learner.checkpoint_shapes import check_tensor_shapes
 from vz_ray.learner.example import SpecialTokenIds
-from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.packing import FlopCosts
 from vz_ray.learner.vision_tower import optimize_vision_tower, vision_tables
@@ -72,9 +71,6 @@ class PolicyModel(nn.Module):
         tokens: Special token ids.
         chunk: Number of sampled tokens whose logits exist at a time.
 
-    Attributes:
-        feature_cache: Cache of vision features; None if the tower is trained.
-
     Raises:
         UserError: The model has layers with sliding-window attention.
     """
@@ -84,7 +80,6 @@ class PolicyModel(nn.Module):
         self.tokens = tokens
         optimize_vision_tower(hf.model.visual)
         _enable_packing(hf.model.language_model)
-        self.feature_cache: FeatureCache | None = None
         hf.lm_head = LogprobHead(hf.lm_head, chunk)
         self.hf = hf
         banned = torch.zeros(hf.config.get_text_config().vocab_size, dtype=torch.bool)
@@ -157,9 +152,9 @@ class PolicyModel(nn.Module):
         with torch.set_grad_enabled(trained):
             pixels = batch.pixel_values.to(visual.dtype)
             output: Tensor = visual(pixels, grid_thw=grids, **tables).pooler_output
-        if self.feature_cache is not None and batch.frame_keys:
-            counts = batch.grids.prod(axis=1) // self.spatial_merge_size**2
-            self.feature_cache.put(batch.frame_keys, output.split(counts.tolist()))
+        if entries := batch.computed_features:
+            for entry, rows in zip(entries, output.split([entry.num_tokens for entry in entries]), strict=True):
+                entry.set(rows)
         return output
 
 

@@ -31,7 +31,7 @@ from vz_ray.utils.errors import UserError
 from vz_ray.utils.json_lines import read_complete_lines
 
 if TYPE_CHECKING:
-    from vz_ray.learner.batch import PixelLoader
+    from vz_ray.learner.image_inputs import PixelLoader
     from vz_ray.video.frame import RGB
 
 BATCH, STEP, MODEL = "batch.jsonl", "step.json", "model"

@@ -98,8 +98,7 @@ def train_sft(config: SftRunConfig) -> Path:
         progress = stack.enter_context(Progress(None if is_main else Console(quiet=True)))
         if not export_dir.exists():
             frame_source = stack.enter_context(LocalFrameSource(timeout_s=config.learner.timeout_s))
-            capacity = config.learner.frame_cache_mib * 2**20
-            frames = CachedFrameLoader(frame_source, capacity, config.learner.timeout_s)
+            frames = CachedFrameLoader(frame_source, config.learner.frame_cache_bytes, config.learner.timeout_s)
             with fail_together(rank_info, f"reading {config.data}"):
                 trajectories = (
                     source if isinstance(source, list) else frames.run(read_samples(source, config, frame_source))
@@ -164,7 +163,7 @@ class TrainerLearner:
         self.rank_info = trainer.rank_info
 
     async def sft_step(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        return self._trainer.sft_step(trajectories, self._frames)
+        return self._trainer.sft_step(trajectories, self._frames) | self._frames.take_metrics()
 
     async def save_checkpoint(self, directory: Path) -> None:
         self._trainer.save_checkpoint(directory)

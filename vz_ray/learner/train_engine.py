@@ -19,20 +19,23 @@ def training_dtype(config: LearnerConfig, rank_info: RankInfo) -> torch.dtype:
     return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
-def deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, Any]:
+def deepspeed_config(config: LearnerConfig, rank_info: RankInfo) -> dict[str, Any]:
     """Return DeepSpeed's configuration.
 
     Gradient accumulation is unmanaged: the number of micro-batches varies between optimizer steps.
     """
+    dtype, on_gpu = training_dtype(config, rank_info), rank_info.device.type == "cuda"
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
-        "overlap_comm": False,
+        # With unmanaged accumulation, DeepSpeed refuses it below stage 2. Gloo has no streams to overlap.
+        "overlap_comm": on_gpu and rank_info.world_size > 1 and config.zero_stage >= 2,
         "stage3_param_persistence_threshold": config.param_persistence_threshold,
     }
+    host = {"device": "cpu", "pin_memory": on_gpu}
     if config.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu"}
+        zero["offload_optimizer"] = host
     if config.offload == "all":
-        zero["offload_param"] = {"device": "cpu"}
+        zero["offload_param"] = dict(host)
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -60,10 +63,9 @@ def _deepspeed() -> Any:
 def prepare_frozen(module: nn.Module, config: LearnerConfig, rank_info: RankInfo) -> Any:
     """Prepare a module for evaluation only; under ZeRO-3 it is sharded like the trained module."""
     module.requires_grad_(False).eval()
-    dtype = training_dtype(config, rank_info)
     if config.zero_stage < 3:
         return module.to(rank_info.device)
-    settings = deepspeed_config(config, dtype)
+    settings = deepspeed_config(config, rank_info)
     settings["zero_optimization"].pop("offload_optimizer", None)
     engine, *_ = _deepspeed().initialize(model=module.to(rank_info.device), config=settings, dist_init_required=False)
     return engine
@@ -114,16 +116,29 @@ class TrainEngine:
                 "and loses small updates. Use 1, 2 or 3."
             )
         optimizer = _create_optimizer([p for p in module.parameters() if p.requires_grad], config, self.dtype)
-        settings = deepspeed_config(config, self.dtype)
+        settings = deepspeed_config(config, rank_info)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=module.to(rank_info.device), optimizer=optimizer, config=settings, dist_init_required=False
         )
         # DeepSpeed 0.19.8 keeps the gradients of a skipped update in this mode; `step` clears them.
         self._keeps_skipped_gradients = config.offload == "optimizer" and config.zero_stage < 3
+        self._shards_parameters = config.zero_stage == 3
         self.steps = self.consecutive_skips = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.deepspeed(*args, **kwargs)
+        output = self.deepspeed(*args, **kwargs)
+        if self._shards_parameters and not torch.is_grad_enabled():
+            self._release_gathered()
+        return output
+
+    def _release_gathered(self) -> None:
+        """Partition all parameters after a forward-only pass; every rank must call.
+
+        DeepSpeed does not know that no backward pass follows: it keeps parameters and prefetches others for it. It
+        can neither gather nor partition a parameter in flight, so that a following export would fail.
+        """
+        self.deepspeed.optimizer.checkpoint_event_prologue()
+        self.deepspeed.optimizer.checkpoint_event_epilogue()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add this rank's gradient; the gradients of all ranks are summed.
@@ -172,6 +187,8 @@ def _create_optimizer(
         "betas": (config.optimizer.beta1, config.optimizer.beta2),
         "eps": config.optimizer.epsilon,
         "weight_decay": config.optimizer.weight_decay,
+        # One kernel per parameter, also for states in host memory: no temporary copies.
+        "fused": True,
     }
     if _uses_torch_optimizer(config, dtype):
         return ClippedAdamW(parameters, config.optimizer.max_grad_norm, **settings)

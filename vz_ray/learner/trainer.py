@@ -1,7 +1,7 @@
 """SFT and GRPO steps of one model, run on every rank in lockstep: plain torch.distributed and DeepSpeed.
 
 Every rank receives all trajectories, which carry no pixels. Each rank computes the same micro-batch plan and
-fetches the pixels of its share. One GRPO step:
+fetches the pixels of its share, ahead of the computation in a thread (`micro_batches`). One GRPO step:
 
     groups --> drop uninformative groups --> advantages --> mini-batches
     before any update, per mini-batch:    old log-probs, reference log-probs
@@ -11,7 +11,7 @@ fetches the pixels of its share. One GRPO step:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,27 +23,26 @@ from torch import Tensor
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
-from vz_ray.learner.batch import MicroBatch, PixelLoader, collate, in_memory_pixels
+from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
 from vz_ray.learner.example import Example, encode_probe, encode_trajectory
 from vz_ray.learner.export import ZeroWeightSource, export_hf
 from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.grpo_loss import LossInputs, compute_advantages, grpo_loss, is_informative, loss_weights
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
+from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.lora import adapters_disabled, add_adapters
-from vz_ray.learner.packing import PrefixTree, plan_micro_batches
+from vz_ray.learner.micro_batches import InputTimes, MicroBatchLoader, Pixels
+from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
 from vz_ray.learner.state_offload import StateOffloader
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
-from vz_ray.video.frame import RGB
 from vz_ray.weight_sync import ParityProbe, ProbeScore
 
 LogprobFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 """Returns log-probs and entropies of the sampled tokens, `[B, S]` each."""
-Pixels = PixelLoader | Mapping[str, RGB]
-"""Pixels by digest, or a function that loads the pixels of given frame references."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +73,14 @@ class Trainer:
 
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config
-        if config.num_threads:
-            torch.set_num_threads(config.num_threads)
+        torch.set_num_threads(config.num_threads)
         self.rank_info = init_distributed(config.timeout_s)
         dtype = training_dtype(config, self.rank_info)
         self.policy = PolicyModel.from_pretrained(config.model, dtype, chunk=config.logprob_chunk_tokens)
         self.image_spec = ImageSpec.from_pretrained(config.model)
-        self.flop_costs = flop_costs(self.policy.hf)
+        self.micro_batches = MicroBatchLoader(
+            config, self.rank_info, self.policy.tokens, self.image_spec, flop_costs(self.policy.hf)
+        )
         self.policy.train()
         if config.gradient_checkpointing:
             self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
@@ -89,8 +89,8 @@ class Trainer:
             vision_tower.requires_grad_(False)
         if config.lora.rank:
             add_adapters(self.policy.hf, config.lora, config.model, config.seed)
-        if not any(parameter.requires_grad for parameter in vision_tower.parameters()):
-            self.policy.feature_cache = self._create_feature_cache()
+        frozen_tower = not any(parameter.requires_grad for parameter in vision_tower.parameters())
+        self._feature_cache = self._create_feature_cache(self.policy) if frozen_tower else None
         self.engine = TrainEngine(self.policy, config, self.rank_info)
         self.reference_logprobs, self._reference_cache = self._create_reference(dtype)
         deepspeed = self.engine.deepspeed
@@ -103,13 +103,13 @@ class Trainer:
         if not config.loss.kl_coef:
             return None, None
         if not config.needs_separate_reference:
-            return self._base_logprobs, self.policy.feature_cache
+            return self._base_logprobs, self._feature_cache
         reference = PolicyModel.from_pretrained(
             config.reference_model or config.model, dtype, chunk=config.logprob_chunk_tokens
         )
-        same_tower = config.reference_model in (None, config.model) and self.policy.feature_cache is not None
-        reference.feature_cache = self.policy.feature_cache if same_tower else self._create_feature_cache()
-        return prepare_frozen(reference, config, self.rank_info), reference.feature_cache
+        same_tower = config.reference_model in (None, config.model) and self._feature_cache is not None
+        cache = self._feature_cache if same_tower else self._create_feature_cache(reference)
+        return prepare_frozen(reference, config, self.rank_info), cache
 
     def encode(self, trajectories: Sequence[Trajectory]) -> list[Example]:
         """Convert trajectories to arrays and check them."""
@@ -120,19 +120,20 @@ class Trainer:
 
     def sft_step(self, trajectories: Sequence[Trajectory], pixels: Pixels) -> Metrics:
         """Do one optimizer step on the mean cross-entropy of all sampled tokens in the batch."""
-        started = time.perf_counter()
+        started, self.micro_batches.times = time.perf_counter(), InputTimes()
         examples = self.encode(trajectories)
         num_tokens = sum(len(example.sampled_positions) for example in examples)
         nats = 0.0
-        plan = self._plan_micro_batches(examples)
-        for batch in self._collate_all(examples, plan, pixels, self.policy.feature_cache):
-            logprobs, _ = self.engine(batch, exclude_placeholders=False)
-            self.engine.backward(-logprobs.sum() / num_tokens)
-            nats -= float(logprobs.detach().sum())
+        plan = self.micro_batches.plan(examples)
+        with self.micro_batches.load(examples, plan, pixels, self._feature_cache) as batches:
+            for batch in batches:
+                logprobs, _ = self.engine(batch, exclude_placeholders=False)
+                self.engine.backward(-logprobs.sum() / num_tokens)
+                nats -= float(logprobs.detach().sum())
         step_metrics = self.engine.step()
         self._handle_skipped(step_metrics, trajectories, "sft", None)
         nats = all_reduce_sum({"nats": nats}, self.rank_info)["nats"]
-        return {"loss": nats / num_tokens, **step_metrics, **_throughput(examples, started)}
+        return {"loss": nats / num_tokens, **step_metrics, **self._throughput(examples, started)}
 
     def grpo_step(self, groups: Sequence[Group], pixels: Pixels, weight_version: int | None = None) -> Metrics:
         """Do one GRPO step: `epochs` passes over the groups, one optimizer step per mini-batch.
@@ -145,7 +146,7 @@ class Trainer:
                 with the engine in separate metrics (`_stale`), because a difference is expected for them.
                 None treats all tokens as current.
         """
-        started = time.perf_counter()
+        started, self.micro_batches.times = time.perf_counter(), InputTimes()
         kept = [group for group in groups if is_informative(group, self.config.loss.min_reward_std)]
         metrics: Metrics = {"groups": len(kept), "groups_dropped": len(groups) - len(kept), "updates": 0}
         if not kept:
@@ -162,18 +163,19 @@ class Trainer:
                 step_metrics = self._update(mini_batch, fixed_logprobs[index], pixels, grpo_metrics)
                 self._handle_skipped(step_metrics, mini_batch.trajectories, "grpo", weight_version)
         examples = [example for mini_batch in mini_batches for example in mini_batch.examples]
-        return metrics | grpo_metrics.compute(self.rank_info) | _throughput(examples, started)
+        return metrics | grpo_metrics.compute(self.rank_info) | self._throughput(examples, started)
 
     @torch.no_grad()
     def compute_logprobs(self, trajectories: Sequence[Trajectory], pixels: Pixels) -> list[NDArray[np.float32]]:
         """Return the log-probs of each trajectory's sampled tokens under the current weights, `[S]` each."""
         examples = self.encode(trajectories)
         by_index: dict[int, NDArray[np.float32]] = {}
-        plan = self._plan_micro_batches(examples)
-        for batch in self._collate_all(examples, plan, pixels, self.policy.feature_cache):
-            rows, _ = self.engine(batch)
-            for index, row in zip(batch.indices, rows.cpu().numpy(), strict=False):
-                by_index[index] = row[: len(examples[index].sampled_positions)]
+        plan = self.micro_batches.plan(examples)
+        with self.micro_batches.load(examples, plan, pixels, self._feature_cache) as batches:
+            for batch in batches:
+                rows, _ = self.engine(batch)
+                for index, row in zip(batch.indices, rows.cpu().numpy(), strict=False):
+                    by_index[index] = row[: len(examples[index].sampled_positions)]
         parts = all_gather_object(by_index, self.rank_info)
         merged = {index: row for part in parts for index, row in part.items()}
         return [merged[index] for index in range(len(examples))]
@@ -205,7 +207,7 @@ class Trainer:
     def save_checkpoint(self, directory: str | Path) -> None:
         """Write model, optimizer, schedule and random states; see `checkpoint.save_checkpoint`."""
         # A resumed run starts with empty caches. Clear them here too, so that both runs add in the same order.
-        for cache in (self.policy.feature_cache, self._reference_cache):
+        for cache in (self._feature_cache, self._reference_cache):
             if cache is not None:
                 cache.clear()
         checkpoint.save_checkpoint(Path(directory), self.engine, self.rank_info, self.config, self._offloader.on_host)
@@ -218,33 +220,11 @@ class Trainer:
         """Write an HF checkpoint directory with tokenizer and processor; see `export.export_hf`."""
         export_hf(Path(directory), self.policy.hf, Path(self.config.model), self.rank_info)
 
-    def _create_feature_cache(self) -> FeatureCache | None:
-        capacity_mib = self.config.feature_cache_mib
-        return FeatureCache(capacity_mib * 2**20) if capacity_mib else None
-
-    def _plan_micro_batches(self, examples: Sequence[Example]) -> list[list[PrefixTree]]:
-        """Return this rank's micro-batches."""
-        config = self.config
-        plan = plan_micro_batches(
-            examples,
-            config.micro_batch_tokens,
-            self.rank_info.world_size,
-            self.flop_costs,
-            share_prefixes=config.share_prefixes,
-        )
-        return plan[self.rank_info.rank]
-
-    def _collate_all(
-        self,
-        examples: Sequence[Example],
-        micro_batches: list[list[PrefixTree]],
-        pixels: Pixels,
-        cache: FeatureCache | None,
-    ) -> Iterator[MicroBatch]:
-        load = in_memory_pixels(pixels) if isinstance(pixels, Mapping) else pixels
-        tokens, device = self.policy.tokens, self.rank_info.device
-        for trees in micro_batches:
-            yield collate(trees, examples, load, tokens, self.image_spec, device, cache=cache)
+    def _create_feature_cache(self, policy: PolicyModel) -> FeatureCache | None:
+        if not self.config.feature_cache_mib:
+            return None
+        token_bytes = policy.hf.config.get_text_config().hidden_size * policy.hf.dtype.itemsize
+        return FeatureCache(self.config.feature_cache_mib * 2**20, token_bytes)
 
     def _build_mini_batches(self, groups: Sequence[Group]) -> list[MiniBatch]:
         size, loss = self.config.mini_batch_size, self.config.loss
@@ -261,7 +241,7 @@ class Trainer:
                     examples=examples,
                     advantages=np.concatenate(advantages),
                     loss_weights=loss_weights(lengths, loss.aggregation, loss.fixed_length),
-                    micro_batches=self._plan_micro_batches(examples),
+                    micro_batches=self.micro_batches.plan(examples),
                 )
             )
         return mini_batches
@@ -279,11 +259,11 @@ class Trainer:
         def compute(model: LogprobFn | None, cache: FeatureCache | None) -> list[Tensor | None]:
             if model is None:
                 return [None] * len(mini_batch.micro_batches)
-            batches = self._collate_all(mini_batch.examples, mini_batch.micro_batches, pixels, cache)
-            return [model(batch)[0].cpu() for batch in batches]
+            with self.micro_batches.load(mini_batch.examples, mini_batch.micro_batches, pixels, cache) as batches:
+                return [model(batch)[0].cpu() for batch in batches]
 
         recompute = self.config.old_logprobs == "recompute" and not single_update
-        old = compute(self.engine if recompute else None, self.policy.feature_cache)
+        old = compute(self.engine if recompute else None, self._feature_cache)
         return list(zip(old, compute(self.reference_logprobs, self._reference_cache), strict=True))
 
     def _update(
@@ -294,30 +274,43 @@ class Trainer:
         grpo_metrics: GrpoMetrics,
     ) -> Metrics:
         """Do one optimizer step and return the metrics of the engine."""
-        device = self.rank_info.device
-        batches = self._collate_all(mini_batch.examples, mini_batch.micro_batches, pixels, self.policy.feature_cache)
-        for batch, (old, reference) in zip(batches, fixed_logprobs, strict=True):
-            logprobs, entropy = self.engine(batch)
-            learner_old = logprobs.detach() if old is None else old.to(device)
-            old_logprobs = learner_old
-            if self.config.old_logprobs == "engine":
-                # External turns have no engine log-probs; the learner's replace them.
-                no_engine = batch.engine_logprobs.isnan()
-                old_logprobs = torch.where(no_engine, learner_old, batch.engine_logprobs)
-            inputs = LossInputs(
-                advantages=self._values_of(batch, mini_batch.advantages),
-                weights=self._values_of(batch, mini_batch.loss_weights),
-                mask=batch.mask,
-                old_logprobs=old_logprobs,
-                engine_logprobs=batch.engine_logprobs,
-                ref_logprobs=None if reference is None else reference.to(device),
-            )
-            loss, sums = grpo_loss(logprobs, entropy, inputs, self.config.loss)
-            self.engine.backward(loss)
-            grpo_metrics.add(sums, logprobs.detach() - old_logprobs, learner_old, batch)
+        with self.micro_batches.load(
+            mini_batch.examples, mini_batch.micro_batches, pixels, self._feature_cache
+        ) as batches:
+            for batch, (old, reference) in zip(batches, fixed_logprobs, strict=True):
+                self._accumulate(mini_batch, batch, old, reference, grpo_metrics)
         step_metrics = self.engine.step()
         grpo_metrics.add_update(step_metrics)
         return step_metrics
+
+    def _accumulate(
+        self,
+        mini_batch: MiniBatch,
+        batch: MicroBatch,
+        old: Tensor | None,
+        reference: Tensor | None,
+        grpo_metrics: GrpoMetrics,
+    ) -> None:
+        """Add the gradient of one micro-batch."""
+        device = self.rank_info.device
+        logprobs, entropy = self.engine(batch)
+        learner_old = logprobs.detach() if old is None else old.to(device)
+        old_logprobs = learner_old
+        if self.config.old_logprobs == "engine":
+            # External turns have no engine log-probs; the learner's replace them.
+            no_engine = batch.engine_logprobs.isnan()
+            old_logprobs = torch.where(no_engine, learner_old, batch.engine_logprobs)
+        inputs = LossInputs(
+            advantages=self._values_of(batch, mini_batch.advantages),
+            weights=self._values_of(batch, mini_batch.loss_weights),
+            mask=batch.mask,
+            old_logprobs=old_logprobs,
+            engine_logprobs=batch.engine_logprobs,
+            ref_logprobs=None if reference is None else reference.to(device),
+        )
+        loss, sums = grpo_loss(logprobs, entropy, inputs, self.config.loss)
+        self.engine.backward(loss)
+        grpo_metrics.add(sums, logprobs.detach() - old_logprobs, learner_old, batch)
 
     def _base_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Reference model without a second copy: the policy with its adapters disabled."""
@@ -363,8 +356,8 @@ class Trainer:
         selected = [float(values[index]) for index in batch.indices] or [0.0]
         return torch.tensor(selected, dtype=torch.float32, device=self.rank_info.device)
 
-
-def _throughput(examples: Sequence[Example], started: float) -> Metrics:
-    seconds = time.perf_counter() - started
-    tokens = sum(example.length for example in examples)
-    return {"tokens": float(tokens), "tokens_per_second": tokens / seconds, "seconds": seconds}
+    def _throughput(self, examples: Sequence[Example], started: float) -> Metrics:
+        seconds = time.perf_counter() - started
+        tokens = sum(example.length for example in examples)
+        rates = {"tokens": float(tokens), "tokens_per_second": tokens / seconds, "seconds": seconds}
+        return rates | self.micro_batches.times.metrics()

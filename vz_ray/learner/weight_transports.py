@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,16 @@ class LearnerIpcTransport(_AnnouncedTransport):
     async def prepare(self, version: int, probe: ParityProbe | None = None) -> WeightUpdate:
         return replace(await super().prepare(version, probe), in_parts=True)
 
-    async def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+    async def parts(
+        self, update: WeightUpdate, receivers: Callable[[], frozenset[int]]
+    ) -> AsyncGenerator[Sequence[dict[str, Any]]]:
         """Export bucket after bucket; with ZeRO-3 all ranks gather each, so a GPU holds one gathered bucket."""
         await self._learner.call_all("start_export", update.version, self._bucket_bytes, timeout_s=self._timeout_s)
         try:
-            while (parts := await self._learner.call_all("export_part", timeout_s=self._timeout_s))[0] is not None:
+            while True:
+                parts = await self._learner.call_all("export_part", receivers(), timeout_s=self._timeout_s)
+                if parts[0] is None:
+                    return
                 yield parts
         finally:
             await self._learner.call_all("stop_export", timeout_s=self._timeout_s)
@@ -186,8 +191,10 @@ class ColocatedTransport(WeightTransport):
         await self._offload(keep_weights=not update.is_pull)
         return update
 
-    def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
-        return self._transport.parts(update)
+    def parts(
+        self, update: WeightUpdate, receivers: Callable[[], frozenset[int]]
+    ) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+        return self._transport.parts(update, receivers)
 
     async def release(self) -> None:
         await self._offload(keep_weights=False)

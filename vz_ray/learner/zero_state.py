@@ -111,9 +111,8 @@ class ZeroState(ABC):
             state = self._torch_optimizer.state[flat]
             for moment in MOMENTS:
                 state[moment] = state[moment].zero_() if moment in state else torch.zeros_like(flat.detach())
-            # torch counts in a tensor; DeepSpeed's own optimizers count in an int.
-            is_torch = isinstance(self._torch_optimizer, torch.optim.AdamW)
-            state["step"] = torch.tensor(float(optimizer_steps)) if is_torch else optimizer_steps
+            # The fused AdamW counts in a tensor on the device of the moments.
+            state["step"] = torch.tensor(float(optimizer_steps), device=flat.device)
 
 
 class Zero0State(ZeroState):

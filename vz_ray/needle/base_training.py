@@ -247,8 +247,9 @@ def _accumulate_gradients(
     """Accumulate the gradients of one step; return the loss per token and the share of reproduced lessons."""
     import torch
 
-    from vz_ray.learner.batch import collate, in_memory_pixels
+    from vz_ray.learner.batch import collate
     from vz_ray.learner.example import encode_trajectory
+    from vz_ray.learner.image_inputs import in_memory_pixels
     from vz_ray.learner.image_patches import ImageSpec
     from vz_ray.learner.packing import plan_micro_batches
 

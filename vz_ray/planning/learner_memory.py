@@ -1,7 +1,7 @@
 """GPU and host memory of a learner rank under DeepSpeed.
 
 ZeRO partitions as DeepSpeed 0.19 allocates them with the settings of `vz_ray.learner.train_engine`: float32
-gradient accumulation, one reduction bucket, no overlap of communication.
+gradient accumulation, fused AdamW; communication overlaps with computation from stage 2 on.
 """
 
 from __future__ import annotations
@@ -156,13 +156,12 @@ def _optimizer(learner: LearnerConfig, params: TrainableParams) -> list[MemoryIt
         items.append(MemoryItem("optimizer moments, float32", moments))
     items += _gradients(learner, params)
     items.append(_bucket(learner))
-    if not offloaded:
-        # A float32 copy of the gradient, and the square root of the second moment.
+    if not offloaded and stage >= 2:
+        # A float32 copy of the gradient; the fused optimizer has no temporary tensors.
         elements = _ceil_div(params.trainable, shards)
         if stage == 3:
             elements = min(elements, SUB_GROUP_ELEMENTS)
-        copies = 2 if stage >= 2 else 1
-        size = copies * FP32_BYTES * elements
+        size = FP32_BYTES * elements
         items.append(MemoryItem("optimizer workspace", size, Certainty.ESTIMATE, MemoryPhase.OPTIMIZER_STEP))
     return items
 
@@ -170,15 +169,17 @@ def _optimizer(learner: LearnerConfig, params: TrainableParams) -> list[MemoryIt
 def _bucket(learner: LearnerConfig) -> MemoryItem:
     """Return the reduction bucket: permanent at stage 3, during the backward pass at stages 1 and 2.
 
-    Stage 1 in bfloat16 without offloading has no separate bucket.
+    Stage 1 in bfloat16 without offloading has no separate bucket. Stage 2 has two on several ranks: one is
+    filled while the other is reduced.
     """
     stage, dtype_bytes = learner.zero_stage, weight_dtype_bytes(learner)
     if stage == 0 or (stage == 1 and dtype_bytes < FP32_BYTES and learner.offload == "none"):
         return MemoryItem("reduction bucket", 0)
     element_bytes = FP32_BYTES if stage == 1 else dtype_bytes
+    buckets = 2 if stage == 2 and learner.world_size > 1 else 1
     return MemoryItem(
         "reduction bucket",
-        element_bytes * REDUCE_BUCKET_ELEMENTS,
+        buckets * element_bytes * REDUCE_BUCKET_ELEMENTS,
         phase=MemoryPhase.ALWAYS if stage == 3 else MemoryPhase.FORWARD_BACKWARD,
     )
 
@@ -222,8 +223,8 @@ def learner_host_bytes(shape: ModelShape, learner: LearnerConfig, *, has_referen
         # Offloaded weights are already in host memory while the reference model loads.
         weights = _ceil_div(dtype_bytes * params.total, learner.world_size)
         weights += _ceil_div(dtype_bytes * shape.parameters, learner.world_size) if has_reference else 0
-    caches = learner.frame_cache_mib + learner.feature_cache_mib * (has_reference or not params.vision)
-    return max(loading, states) + weights + caches * (1 << 20)
+    feature_cache = learner.feature_cache_mib * (has_reference or not params.vision) << 20
+    return max(loading, states) + weights + learner.frame_cache_bytes + feature_cache
 
 
 def _activations(

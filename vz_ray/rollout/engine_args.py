@@ -7,6 +7,7 @@ import difflib
 import functools
 import json
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -41,6 +42,10 @@ def prepare_environment(config: EngineConfig) -> None:
     import torch
 
     if torch.cuda.is_available():
+        # The check has initialized the driver, so a forked process could not use CUDA. Within a Ray actor vLLM
+        # spawns by itself, and passes the cluster's address on.
+        if not _in_ray_actor():
+            os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         return
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -50,6 +55,11 @@ def prepare_environment(config: EngineConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.num_threads:
         os.environ["OMP_NUM_THREADS"] = str(config.num_threads)
+
+
+def _in_ray_actor() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 @functools.cache

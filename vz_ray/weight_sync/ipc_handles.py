@@ -13,6 +13,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,17 +25,23 @@ from vz_ray.weight_sync.weight_version import dtype_name, tensor_bytes, torch_dt
 _ALIGN = 64
 _STORAGE_ARGS, _REFCOUNT_ARGS = slice(7, 10), slice(11, 15)
 """Arguments of torch's `rebuild_cuda_tensor` that another process needs."""
+_COUNTER_BYTES = 8
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class IpcExporter:
     """Learner side: exports the weights of one rank bucket by bucket.
 
     A bucket stays alive until the next call, so the GPU holds at most one gathered bucket.
+
+    torch counts the references of other processes to exported memory, and frees it only if the count is 0. A receiver
+    that failed would keep the whole bucket, or the learner's own weights; its references are dropped here.
     """
 
     def __init__(self) -> None:
         self._buckets: Iterator[dict[str, torch.Tensor]] = iter(())
         self._exported: list[torch.Tensor] = []
+        self._counters: list[tuple[bytes, int]] = []
         self._shared_memory = -1
 
     def start(self, source: WeightSource, bucket_bytes: int) -> None:
@@ -42,12 +49,22 @@ class IpcExporter:
         self.stop()
         self._buckets = source.buckets(bucket_bytes)
 
-    def next_part(self) -> dict[str, Any] | None:
-        """Return the `update_info` of the next bucket for the engine on this GPU, or None after the last one."""
-        self._release()
+    def next_part(self, *, has_receiver: bool = True) -> dict[str, Any] | None:
+        """Return the `update_info` of the next bucket for the engine on this GPU, or None after the last one.
+
+        Args:
+            has_receiver: Whether the engine received all buckets so far and waits for this one. If not, the bucket is
+                gathered and not exported.
+
+        Returns:
+            An empty dict if `has_receiver` is false.
+        """
+        self._release(received=has_receiver)
         bucket = next(self._buckets, None)
         if bucket is None:
             return None
+        if not has_receiver:
+            return {}
         self._exported = [tensor.detach().contiguous() for tensor in bucket.values()]
         device = self._exported[0].device
         storages, locations = self._export_cuda() if device.type == "cuda" else self._export_host()
@@ -61,13 +78,18 @@ class IpcExporter:
         }
 
     def stop(self) -> None:
-        """End an export and free its bucket. Idempotent."""
-        self._release()
+        """End an export and free its bucket, which no engine reads anymore. Idempotent."""
+        self._release(received=False)
         if (close := getattr(self._buckets, "close", None)) is not None:
             close()
         self._buckets = iter(())
 
-    def _release(self) -> None:
+    def _release(self, *, received: bool) -> None:
+        """Free the bucket. If it was not received, drop the references of its receiver."""
+        if not received:
+            for file, index in self._counters:
+                clear_counter(file, index)
+        self._counters = []
         self._exported = []
         if self._shared_memory >= 0:
             os.close(self._shared_memory)
@@ -88,7 +110,9 @@ class IpcExporter:
             if storage._cdata not in indices:
                 indices[storage._cdata] = len(storages)
                 _, rebuild_args = reduce_tensor(torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage))
-                storages.append([storage.nbytes(), *rebuild_args[_STORAGE_ARGS], *rebuild_args[_REFCOUNT_ARGS]])
+                counter = rebuild_args[_REFCOUNT_ARGS]
+                self._counters.append((counter[0], counter[1]))
+                storages.append([storage.nbytes(), *rebuild_args[_STORAGE_ARGS], *counter])
             locations.append([indices[storage._cdata], int(tensor.storage_offset()) * tensor.element_size()])
         torch.cuda.synchronize()
         return storages, locations
@@ -103,6 +127,24 @@ class IpcExporter:
                 locations.append([0, offset])
                 offset += file.write(tensor_bytes(tensor))
         return [[offset, f"/proc/{os.getpid()}/fd/{self._shared_memory}"]], locations
+
+
+def clear_counter(file: bytes, index: int) -> None:
+    """Set torch's count of references to an exported storage to 0, so that its owner can free the memory.
+
+    A receiver that died while it loaded a bucket may have released some of the storages. torch's
+    `_release_ipc_counter` would decrement their counts below 0, which keeps the memory forever.
+
+    Args:
+        file: Name of the shared memory that holds counters of 8 bytes.
+        index: Position of the counter.
+    """
+    try:
+        with open(_SHARED_MEMORY / os.fsdecode(file).lstrip("/"), "r+b", buffering=0) as counters:
+            counters.seek(index * _COUNTER_BYTES)
+            counters.write(bytes(_COUNTER_BYTES))
+    except FileNotFoundError:
+        return  # torch removes the file after its last storage
 
 
 def open_part(info: Mapping[str, Any], device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:

@@ -41,6 +41,10 @@ class ActiveEngines:
         self.engines = [engine for engine in self.engines if engine.name not in self.failed]
         return time.monotonic() - started_at
 
+    def learner_ranks(self) -> frozenset[int]:
+        """Return the learner ranks on the GPUs of the engines."""
+        return frozenset(engine.learner_rank for engine in self.engines)
+
     def exclude(self, names: Collection[str], reason: str) -> None:
         """Mark the named engines as failed."""
         for engine in self.engines:
@@ -134,7 +138,7 @@ async def send_parts(transport: WeightTransport, update: WeightUpdate, active: A
     label = f"weight version {update.version}"
     await active.run_step(f"starting {label}", lambda engine: engine.begin_update())
     try:
-        async with contextlib.aclosing(transport.parts(update)) as all_parts:
+        async with contextlib.aclosing(transport.parts(update, active.learner_ranks)) as all_parts:
             async for parts in all_parts:
 
                 def receive(engine: EngineClient, parts: Any = parts) -> Awaitable[None]:

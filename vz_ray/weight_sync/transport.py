@@ -37,8 +37,15 @@ class WeightTransport(ABC):
         """
         return None
 
-    def parts(self, update: WeightUpdate) -> AsyncGenerator[Sequence[dict[str, Any]]]:
+    def parts(
+        self, update: WeightUpdate, receivers: Callable[[], frozenset[int]]
+    ) -> AsyncGenerator[Sequence[dict[str, Any]]]:
         """Yield the parts of an update with `in_parts`, in order.
+
+        Args:
+            update: The update.
+            receivers: Returns the learner ranks whose engine still receives. Other ranks export nothing, because only
+                a receiver can release an exported part.
 
         Yields:
             The `update_info` of vLLM's transfer backend for the engine of each learner rank. It is valid until the
