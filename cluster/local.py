@@ -2,7 +2,8 @@
 
     python -m cluster.local up --nodes 3 --cpus 2 --jobs
     export RAY_AUTH_TOKEN_PATH=/tmp/vz_ray_cluster/token
-    vz-ray submit conf/laptop.yaml runs=$PWD/runs rollout.max_workers=3 --address http://127.0.0.1:8266
+    vz-ray submit conf/laptop.yaml runs=$PWD/runs data.train=$PWD/data/needle/train.json rollout.max_workers=3 \\
+        --address http://127.0.0.1:8266
     python -m cluster.local down
 
 Nodes are processes with logical resources. The head has room for a driver, a learner and decoders. The autoscaler

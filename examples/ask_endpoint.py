@@ -6,9 +6,11 @@ python examples/ask_endpoint.py VIDEO QUESTION --model NAME --base-url http://12
 from __future__ import annotations
 
 import argparse
+import sys
 
 import vz_ray
 from vz_ray.config.distill import TeacherConfig
+from vz_ray.utils.errors import UserError
 
 
 def main() -> None:
@@ -28,7 +30,12 @@ def main() -> None:
     for turn in trajectory.turns:
         print(turn.action.text)
     print(f"answer: {trajectory.answer} ({trajectory.status})")
+    if trajectory.error:
+        raise UserError(trajectory.error)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"ask_endpoint: {error}")

@@ -6,10 +6,13 @@ python examples/ask_video.py VIDEO QUESTION --model runs/quickstart/models/rl --
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 
 import vz_ray
 from vz_ray.env.events import ZoomRequested
+from vz_ray.utils.errors import UserError
+from vz_ray.video.video_file import require_files
 
 
 def print_zoom(event: object) -> None:
@@ -30,12 +33,18 @@ def main() -> None:
         "--config", default="conf/laptop.yaml", help="config whose `episode` section the model was trained with"
     )
     arguments = parser.parse_args()
+    require_files([arguments.video])  # before the engine starts
     config = vz_ray.load_config(arguments.config)
     engine = replace(config.rollout.engine, kv_cache_gib=0.25)
     with vz_ray.VideoAgent.from_checkpoint(arguments.model, config.episode, engine) as agent:
         trajectory = agent.run(arguments.video, arguments.question, on_event=print_zoom)
     print(f"answer: {trajectory.answer} ({trajectory.status}, {len(trajectory.frame_refs)} frames)")
+    if trajectory.error:
+        raise UserError(trajectory.error)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"ask_video: {error}")

@@ -33,4 +33,7 @@ def main(run: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")
+    try:
+        main(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")
+    except UserError as error:
+        sys.exit(f"inspect_run: {error}")

@@ -84,6 +84,18 @@ def test_endpoint_agent_runs_a_whole_episode(tasks: list[Task], episode: Episode
     assert len(zooms) == len(trajectory.zooms) >= 1
 
 
+def test_missing_and_unreadable_videos_are_named(episode: EpisodeConfig, tmp_path: Path):
+    config = TeacherConfig(model="oracle", base_url="http://127.0.0.1:9/v1")
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    with vz_ray.VideoAgent.from_endpoint(config, MODEL, episode) as agent:
+        with pytest.raises(UserError, match=r"gone\.mp4 does not exist"):
+            agent.run([text, tmp_path / "gone.mp4"], "What flashes?")
+        trajectory = agent.run(text, "What flashes?")
+    assert trajectory.status is EpisodeStatus.FAILED
+    assert str(text) in trajectory.error
+
+
 def test_engine_agent_samples_turns_with_logprobs(agent: vz_ray.VideoAgent, tasks: list[Task]):
     trajectory = agent.run(tasks[0].video, tasks[0].question)
     assert trajectory.sampled_logprobs
@@ -119,6 +131,11 @@ def test_metrics_keep_non_finite_values(tmp_path: Path):
     (row,) = vz_ray.read_metrics(tmp_path)
     assert row["step"] == 1
     assert row["learner/loss"] != row["learner/loss"]
+
+
+def test_metrics_of_missing_run_are_an_error(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nope/metrics\.jsonl does not exist"):
+        vz_ray.read_metrics(tmp_path / "nope")
 
 
 def test_load_checkpoint_returns_trained_tensors(tmp_path: Path):

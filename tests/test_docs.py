@@ -1,11 +1,15 @@
-"""Pages name only config keys that exist, and the index names every page."""
+"""Pages name only config keys that exist, their Python snippets run, and the index names every page."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from vz_ray.rewards.function_check import check_function, make_cases
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,3 +49,27 @@ def test_index_links_every_page():
     index = (ROOT / "docs/index.md").read_text()
     missing = [page.name for page in PAGES[1:] if page.name != "index.md" and f"({page.name})" not in index]
     assert not missing
+
+
+SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if SNIPPET.search(page.read_text())], ids=lambda page: page.name
+)
+def test_python_snippets_define_all_names(page: Path, tmp_path: Path):
+    for number, snippet in enumerate(SNIPPET.findall(page.read_text())):
+        (tmp_path / f"snippet_{number}.py").write_text(snippet)
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E9,F", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout
+
+
+def test_reward_example_keeps_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (example,) = SNIPPET.findall((ROOT / "docs/rewards.md").read_text())
+    (tmp_path / "my_rewards.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    trials = check_function("my_rewards:concise")
+    assert [trial.violation for trial in trials] == [""] * len(make_cases())
+    assert {trial.parts.extra.get("concise") for trial in trials if trial.parts and trial.parts.valid} == {0.0, 0.1}

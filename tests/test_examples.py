@@ -57,8 +57,8 @@ def run(tasks: list[Task], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_example(*arguments: str) -> str:
-    done = subprocess.run(
+def start_example(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -66,6 +66,10 @@ def run_example(*arguments: str) -> str:
         text=True,
         timeout=250,
     )
+
+
+def run_example(*arguments: str) -> str:
+    done = start_example(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,6 +85,21 @@ def test_inspect_run_prints_metrics_and_accuracy(run: Path):
 def test_ask_video_prints_answer_of_checkpoint(tasks: list[Task]):
     arguments = [tasks[0].video, tasks[0].question, "--model", str(MODEL)]
     assert "frames)" in run_example("examples/ask_video.py", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ask_video.py", "gone.mp4", "What?", "--model", str(MODEL)), "ask_video: file gone.mp4 does not exist\n"),
+        (("inspect_run.py", "gone"), "inspect_run: gone/metrics.jsonl does not exist"),
+    ],
+)
+def test_missing_input_is_one_line(arguments: tuple[str, ...], message: str):
+    script, *rest = arguments
+    done = start_example(f"examples/{script}", *rest)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
 
 
 def test_ask_endpoint_prints_turns_and_answer(tasks: list[Task]):

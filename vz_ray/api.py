@@ -159,7 +159,10 @@ class VideoAgent:
         seed: int | None = None,
         on_event: EventCallback = ignore_event,
     ) -> Trajectory:
-        """Run one episode and return its trajectory; `answer` is None if the model gave none.
+        """Run one episode and return its trajectory.
+
+        `answer` is None if the model gave none. If a video cannot be read, `status` is `failed` and `error` has the
+        reason.
 
         Args:
             video: Path or URL, or several.
@@ -167,10 +170,16 @@ class VideoAgent:
             temperature: Sampling temperature; 0 is greedy.
             seed: Seed of the sampling.
             on_event: Called with each `vz_ray.env.events` event, from the agent's thread.
+
+        Raises:
+            UserError: A video file does not exist.
         """
         from vz_ray.env.episode_runner import run_episode
+        from vz_ray.video.video_file import require_files
 
-        first, *others = [str(uri) for uri in ([video] if isinstance(video, (str, Path)) else video)]
+        uris = [str(uri) for uri in ([video] if isinstance(video, (str, Path)) else video)]
+        require_files(uris)
+        first, *others = uris
         number = next(self._question_numbers)
         task = Task(f"question-{number}", first, question, "", extra_videos=tuple(others))
         sampling = SamplingParams(temperature=temperature, max_tokens=self.episode.max_turn_tokens, seed=seed)
@@ -255,8 +264,14 @@ def read_metrics(run: Path | str, file: str = "metrics.jsonl") -> list[dict[str,
     """Return the rows of a run's metrics, in order; SFT stages write `<stage>.jsonl`.
 
     Example: `pandas.DataFrame(read_metrics("runs/rl")).plot("step", "reward/accuracy")`
+
+    Raises:
+        UserError: The run has no such file.
     """
-    return metric_logger.read_metrics(Path(run) / file)
+    path = Path(run) / file
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; a run directory has metrics.jsonl, and <stage>.jsonl for SFT stages")
+    return metric_logger.read_metrics(path)
 
 
 def read_episodes(run: Path | str, folder: str = "episodes") -> Iterator[EpisodeRecord]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from vz_ray.jobs import job_lifecycle
 from vz_ray.jobs.job_client import JobInfo
 from vz_ray.jobs.job_lifecycle import STOP_GRACE_ENV_VAR, JobSpec, attempts_of_run, next_job_id
-from vz_ray.jobs.submit import JobCommand, SubmitOptions, run_submit
+from vz_ray.jobs.submit import JobCommand, SubmitOptions, check_input_paths, run_submit
+from vz_ray.jobs.working_dir import WorkingDirPackage, package_working_dir
 from vz_ray.utils.errors import UserError
 
 JOBS = [
@@ -62,6 +64,53 @@ def test_relative_run_directory_is_refused(tmp_path: Path) -> None:
     command = JobCommand.parse(["conf/laptop.yaml", "name=long"])
     with pytest.raises(UserError, match=r"runs is 'runs', a relative path in the job's working directory"):
         run_submit(command, SubmitOptions("http://127.0.0.1:9", tmp_path), check_only=False)
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> WorkingDirPackage:
+    """Working directory whose `data/` git ignores, as in a checkout of vz_ray."""
+    for name in ("data/train.json", "tracked/train.json", "tracked/validation.json", "model/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    (tmp_path / ".gitignore").write_text("/data/\n")
+    subprocess.run(["git", "-C", str(tmp_path), "init", "-q"], check=True)
+    return package_working_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.train=data/train.json"], r"data\.train is 'data/train\.json'.*not uploaded: git ignores it"),
+        (
+            ["data.train=gone.json"],
+            r"it does not exist in .*: data\.train=/shared/gone\.json",
+        ),
+        (["data.train=tracked/train.json", "model=models/gone"], "model is 'models/gone'"),
+        (["data.train=tracked/train.json", "train.validate_every=1"], "data.validation is 'data/needle/validation"),
+        (["sft", "data=data/train.json"], "data is 'data/train.json'"),
+        (["eval", "conf/eval/needle.yaml"], "benchmarks.needle.annotations is 'data/needle/test.json'"),
+        (["eval", "conf/eval/needle.yaml", "data=data"], "data is 'data'"),
+        (["eval", "conf/eval/needle.yaml", "data=tracked", "compare.sft=gone"], "compare.sft is 'gone'"),
+    ],
+)
+def test_input_outside_of_upload_is_refused(upload: WorkingDirPackage, arguments: list[str], message: str) -> None:
+    command = [] if arguments[0] in ("sft", "eval") else ["conf/laptop.yaml"]
+    with pytest.raises(UserError, match=message):
+        check_input_paths(JobCommand.parse([*arguments, *command]).config, upload)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["conf/laptop.yaml", "data.train=tracked/train.json", "model=./model/"],
+        ["conf/laptop.yaml", "data.train=/videos/train.json"],
+        ["quickstart"],
+        ["ablate"],
+        ["sft", "data=tracked"],
+    ],
+)
+def test_inputs_of_upload_and_shipped_models_are_accepted(upload: WorkingDirPackage, arguments: list[str]) -> None:
+    check_input_paths(JobCommand.parse(arguments).config, upload)
 
 
 class FakeJobClient:

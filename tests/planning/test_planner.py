@@ -46,8 +46,12 @@ def item_bytes(footprint: MemoryFootprint, name: str) -> int:
 
 
 @pytest.mark.parametrize(("path", "schema"), [(RL, GrpoRunConfig), (SFT, SftRunConfig), (TINY, GrpoRunConfig)])
-def test_config_schema_follows_its_keys(path: Path, schema: type) -> None:
+def test_config_schema_follows_its_keys(
+    path: Path, schema: type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert type(load_plannable_config(path, [])) is schema
+    monkeypatch.chdir(tmp_path)
+    assert type(load_plannable_config(path, [])) is schema, "the shipped file"
 
 
 def test_unknown_key_raises() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,6 +196,26 @@ def test_command_prints_reward_per_episode(
     assert "brevity 0.25, turns -0.2" in out
     assert "0/t/0#0" in out
     assert out.endswith("tests.rewards.user_functions:brevity: keeps the contract\n")
+
+
+def test_command_reads_newest_log_of_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = ["tests.rewards.user_functions:brevity", "--episodes", str(tmp_path)]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "time": 1.0}\n')
+    (tmp_path / "episodes").mkdir()
+    assert run_check_reward(monkeypatch, *command) == 2
+    assert f"{tmp_path} has no episodes: there is no *.jsonl in {tmp_path}/episodes/" in capsys.readouterr().err
+    for step in (0, 1):
+        log = tmp_path / f"episodes/{step:06d}.jsonl"
+        trajectory = make_trajectory("B", GOOD)
+        trajectory = replace(trajectory, id=replace(trajectory.id, step=step))
+        append_records(log, [EpisodeRecord(TASK, trajectory)])
+        os.utime(log, (1, 1))
+    assert run_check_reward(monkeypatch, *command) == 0
+    out = capsys.readouterr().out
+    assert "1/t/0#0" in out
+    assert "0/t/0#0" not in out
 
 
 def test_command_fails_for_invalid_function_or_log(

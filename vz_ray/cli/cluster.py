@@ -53,7 +53,8 @@ def submit(
     Ctrl-C leaves the job running. A job that is submitted again under the same name= resumes from its newest
     checkpoint.
 
-    Example: vz-ray submit conf/videozoomer-7b-rl.yaml name=long runs=/runs --address http://127.0.0.1:8265
+    Example: vz-ray submit conf/videozoomer-7b-rl.yaml name=long runs=/runs model=/models/cold-start
+    data.train=/videos/train.json data.validation=/videos/validation.json --address http://127.0.0.1:8265
 
     Example: vz-ray submit conf/videozoomer-7b-rl.yaml runs=/runs --check
 

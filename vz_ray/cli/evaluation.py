@@ -43,18 +43,20 @@ def check_reward(
     function: Annotated[str, typer.Argument(help="package.module:name")],
     episodes: Annotated[
         Path | None,
-        typer.Option(help="Episode log (.jsonl) to test it on as well.", show_default=False),
+        typer.Option(help="Episode log (.jsonl), or a run (its newest log), to test it on, too.", show_default=False),
     ] = None,
 ) -> None:
     """Test a user reward function on example episodes of every kind.
 
-    Example: vz-ray check-reward my_rewards:brevity --episodes runs/quickstart/episodes/000003.jsonl
+    Example: vz-ray check-reward my_rewards:brevity
+
+    Example: vz-ray check-reward my_rewards:brevity --episodes runs/quickstart
     """
-    from vz_ray.eval.eval_log import read_results
+    from vz_ray.eval.eval_log import find_episode_log, read_results
     from vz_ray.rewards.function_check import check_function, print_trials
 
     try:
-        records = [] if episodes is None else read_results(episodes)
+        records = [] if episodes is None else read_results(find_episode_log(episodes))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{episodes} is not an episode log: {error!r}") from error
     trials = check_function(function, [(record.trajectory, record.task) for record in records])

@@ -22,6 +22,10 @@ def doctor(
     """Check this machine and its environment, and print a fix for each problem.
 
     With --gpu, measured figures are written to gpu-check.json in the parent of run directories.
+
+    Example: vz-ray doctor
+
+    Example: vz-ray doctor --gpu --runs /runs
     """
     from vz_ray.jobs.doctor import run_checks
     from vz_ray.monitoring.checks import check_table, failed_checks

@@ -73,7 +73,9 @@ def ask(
     run_ask(resolve_config(ServeConfig, config, None, False), videos, question, server=server, key_env=key_env)
 
 
-keys = typer.Typer(help="API keys of a server, which stores only their hashes.")
+keys = typer.Typer(
+    help="API keys of a server, which stores only their hashes.\n\nExample: vz-ray keys create alice --days 90"
+)
 app.add_typer(keys, name="keys", no_args_is_help=True, rich_help_panel="Serving")
 
 KeysFile = Annotated[Path, typer.Option(help="File of key hashes, for access.keys_file.")]

@@ -62,7 +62,7 @@ def train(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
 def sft(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
     """Fine-tune a checkpoint on trajectories: the cold start. The same command resumes an interrupted run.
 
-    Example: vz-ray sft conf/videozoomer-7b-sft.yaml model=... data=dataset/sft.json
+    Example: vz-ray sft conf/videozoomer-7b-sft.yaml model=MODEL data=dataset/sft.json
     """
     from vz_ray.config.sft import SftRunConfig
     from vz_ray.training.sft import run_sft
@@ -171,7 +171,7 @@ def plan(
     file, overrides = split_arguments(arguments or [])
     if file is None:
         raise UserError("got 0 config files; give one, for example conf/videozoomer-7b-rl.yaml")
-    config = load_plannable_config(Path(file), overrides)
+    config = load_plannable_config(file, overrides)
     if gpu_check is not None and not gpu_check.is_file():
         raise UserError(f"--gpu-check is {gpu_check}, which is not a file; `vz-ray doctor --gpu` writes it")
     assumptions, warnings = load_assumptions(
@@ -191,7 +191,10 @@ def plan(
     raise typer.Exit(0 if report.plan.fits else 1)
 
 
-distill = typer.Typer(help="Make training trajectories with a teacher model behind an OpenAI-compatible endpoint.")
+distill = typer.Typer(
+    help="Make training trajectories with a teacher model behind an OpenAI-compatible endpoint.\n\n"
+    "Example: vz-ray distill exemplar conf/distill/exemplar.yaml tasks=data/train.json"
+)
 app.add_typer(distill, name="distill", no_args_is_help=True, rich_help_panel="Training")
 
 
@@ -211,9 +214,9 @@ def exemplar(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None
 
 @distill.command()
 def reflect(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
-    """Let the teacher correct wrong episodes of the policy; corrected episodes become a data set.
+    r"""Let the teacher correct wrong episodes of the policy; corrected episodes become a data set.
 
-    Example: vz-ray distill reflect conf/distill/reflect.yaml episodes=[runs/rl/episodes]
+    Example: vz-ray distill reflect conf/distill/reflect.yaml 'episodes=\[runs/rl/episodes]'
     """
     from vz_ray.config.distill import ReflectionRunConfig
     from vz_ray.distill.run import run_reflection_distillation

@@ -75,6 +75,16 @@ def load_config(schema: type[C], path: Path | str | None = None, overrides: Sequ
     return _build(schema, config, layers)
 
 
+def sets_section(path: Path | str, overrides: Sequence[str], section: str) -> bool:
+    """Return whether a config file, a file that it extends, or an override sets keys of a top-level section.
+
+    Raises:
+        ConfigError: Unreadable file or malformed override.
+    """
+    layers = [*_file_layers(find_resource(path), ()), *map(_override_layer, overrides)]
+    return any(section in layer.values for layer in layers)
+
+
 def is_config_file(argument: str) -> bool:
     """Return whether a command line argument is a config file, rather than an override."""
     return argument.endswith((".yaml", ".yml")) and "=" not in argument

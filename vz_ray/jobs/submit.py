@@ -22,9 +22,10 @@ from vz_ray.config.sft import SftRunConfig
 from vz_ray.jobs.job_client import JobClient, JobInfo, resolve_address
 from vz_ray.jobs.job_lifecycle import JobSpec, find_job, follow_job, stop_job, submit_job
 from vz_ray.jobs.resource_demands import ClusterConfig
-from vz_ray.jobs.working_dir import MIB, package_working_dir
+from vz_ray.jobs.working_dir import MIB, WorkingDirPackage, package_working_dir
 from vz_ray.utils.durations import format_duration
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.resources import find_shipped
 
 CHECK_SUFFIX = "check"
 """Suffix of the run name for jobs that only run the pre-flight checks."""
@@ -116,6 +117,8 @@ def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool)
         )
     console = Console(highlight=False)
     package = package_working_dir(options.working_dir, exclude=options.exclude, limit_mib=options.limit_mib)
+    if not check_only:
+        check_input_paths(command.config, package)
     client = JobClient(resolve_address(options.address), allow_version_mismatch=options.allow_version_mismatch)
     console.print(f"cluster  {client.address}, Ray {client.ray_version}")
     size_mib = package.total_bytes / MIB
@@ -132,6 +135,42 @@ def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool)
         console.print(f"         follow it with `vz-ray submit --attach {job_id}`, stop it with `--stop {job_id}`")
         return 0
     return run_attach(client, job_id, console)
+
+
+def check_input_paths(config: ClusterConfig, package: WorkingDirPackage) -> None:
+    """Raise if a relative path of the model or the data is not part of the upload.
+
+    Raises:
+        UserError: The job would not find the path; the error names its key and the reason.
+    """
+    for key, path in _input_paths(config).items():
+        if not path or Path(path).is_absolute() or package.contains(path) or find_shipped(path):
+            continue
+        exists = (package.root / path).exists()
+        reason = "git ignores it or a pattern excludes it" if exists else f"it does not exist in {package.root}"
+        raise UserError(
+            f"{key} is {path!r}, a relative path in the job's working directory, but it is not uploaded: {reason}. Set "
+            f"an absolute path on a volume of all nodes: {key}=/shared/{Path(path).name}"
+        )
+
+
+def _input_paths(config: ClusterConfig) -> dict[str, str]:
+    """Return the files and folders that a run reads, by config key; a quickstart and an ablation make their data."""
+    paths = {"model": str(config.model or "")}
+    if isinstance(config, QuickstartConfig | AblationConfig):
+        return paths
+    if isinstance(config, GrpoRunConfig):
+        paths["data.train"] = config.data.train
+        if config.train.validate_every:
+            paths["data.validation"] = config.data.validation
+    elif isinstance(config, SftRunConfig):
+        paths["data"] = config.data
+    elif isinstance(config, EvalRunConfig):
+        paths |= {f"compare.{label}": path for label, path in config.compare.items()}
+        for name, benchmark in config.benchmarks.items():
+            key = "data" if config.data else f"benchmarks.{name}.annotations"
+            paths[key] = config.data or benchmark.annotations
+    return paths
 
 
 def run_attach(client: JobClient, id: str, console: Console) -> int:

@@ -43,6 +43,11 @@ class WorkingDirPackage:
     def total_bytes(self) -> int:
         return sum(self.file_sizes)
 
+    def contains(self, path: str) -> bool:
+        """Return whether a relative path is one of the files, or a directory of some."""
+        name = PurePosixPath(path)
+        return any(name == file or name in file.parents for file in self.files)
+
     def write(self, path: Path) -> None:
         """Write the zip file. Equal contents and modes produce identical bytes."""
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-import yaml
-
 from vz_ray.config import load_config
-from vz_ray.config.load import EXTENDS
+from vz_ray.config.load import sets_section
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.planning import learner_flops
@@ -109,29 +107,14 @@ class ResourcePlan:
         return max(self.engine.footprint.bytes_over, kv_bytes_over)
 
 
-def load_plannable_config(path: Path | None, overrides: list[str]) -> PlannableConfig:
+def load_plannable_config(path: Path | str, overrides: list[str]) -> PlannableConfig:
     """Load the config of a `train` or `sft` run; a key `sft` selects the latter.
 
     Raises:
         UserError: A key or value is invalid.
     """
-    is_sft = _has_key(path, "sft") or any(override.split("=")[0].split(".")[0] == "sft" for override in overrides)
-    schema: type[PlannableConfig] = SftRunConfig if is_sft else GrpoRunConfig
+    schema: type[PlannableConfig] = SftRunConfig if sets_section(path, overrides, "sft") else GrpoRunConfig
     return load_config(schema, path, overrides)
-
-
-def _has_key(path: Path | None, key: str) -> bool:
-    """Return whether a YAML file or its base has `key`; `load_config` reports other problems."""
-    if path is None or not path.is_file():
-        return False
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
-        return False
-    if not isinstance(values, dict):
-        return False
-    base = values.get(EXTENDS)
-    return key in values or (isinstance(base, str) and _has_key(path.parent / base, key))
 
 
 def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelShape | None = None) -> ResourcePlan:

@@ -31,7 +31,7 @@ from vz_ray.serve.launch import resolve_checkpoint
 from vz_ray.utils.durations import format_duration
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt
-from vz_ray.video.video_file import is_url
+from vz_ray.video.video_file import is_url, require_files
 
 Json = dict[str, Any]
 
@@ -49,9 +49,7 @@ def run_ask(config: ServeConfig, videos: Sequence[str], question: str, *, server
     Raises:
         UserError: A file, the model or the server is missing, or the server rejects the request.
     """
-    for video in videos:
-        if not is_url(video) and not Path(video).is_file():
-            raise UserError(f"file {video} does not exist")
+    require_files(videos)
     with Interrupt(resume_hint="the question was not answered; run the same command again") as interrupt:
         chunks = (
             _ask_server(server, key_env, config.name, videos, question)

@@ -17,6 +17,12 @@ def find_resource(path: Path | str) -> Path:
         path: For example `conf/laptop.yaml`; a relative path is resolved in the working directory first.
     """
     path = Path(path)
-    if path.is_absolute() or path.exists() or not path.parts or path.parts[0] not in _FOLDERS:
-        return path
-    return next((root / path for root in _ROOTS if (root / path).exists()), path)
+    return path if path.exists() else find_shipped(path) or path
+
+
+def find_shipped(path: Path | str) -> Path | None:
+    """Return the shipped file or folder of a relative path such as `conf/laptop.yaml`; None if there is none."""
+    path = Path(path)
+    if path.is_absolute() or not path.parts or path.parts[0] not in _FOLDERS:
+        return None
+    return next((root / path for root in _ROOTS if (root / path).exists()), None)

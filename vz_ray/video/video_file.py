@@ -12,7 +12,7 @@ import functools
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -23,6 +23,7 @@ from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from vz_ray.utils.errors import UserError
 from vz_ray.video.errors import (
     NotAVideoError,
     SourceNotAllowedError,
@@ -93,6 +94,13 @@ class VideoLocator:
 def is_url(uri: str) -> bool:
     """Return whether `uri` is a URL."""
     return _SCHEME.match(uri) is not None
+
+
+def require_files(uris: Iterable[str]) -> None:
+    """Raise `UserError` for the first path that is not a file; URLs are not checked."""
+    for uri in uris:
+        if not is_url(uri) and not Path(uri).is_file():
+            raise UserError(f"file {uri} does not exist")
 
 
 def _inside(path: str, root: str) -> bool:
