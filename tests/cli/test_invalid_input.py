@@ -104,6 +104,21 @@ def test_invalid_key_or_value_is_named(train, override, message):
     assert f"override '{override}'" in err
 
 
+def test_solution_that_is_no_option_is_named(train, tasks):
+    records = json.loads(tasks.read_text())
+    records[0] |= {"problem": "<image>Which?\nA. disc\nB. cross", "solution": "C"}
+    records[0]["extra_info"]["answer_type"] = "multiple_choice"
+    tasks.write_text(json.dumps(records))
+    message = (
+        f"{tasks}, question {records[0]['problem_id']!r}: the solution is 'C'; it must be one of the options A, B."
+    )
+    assert message in train(f"data.train={tasks}")
+
+
+def test_unknown_engine_option_is_named_before_the_run_starts(train):
+    assert "engine.options has foo, which vLLM" in train("rollout.engine.options.foo=1")
+
+
 @pytest.fixture
 def open_ended(tasks):
     """Make the first task open-ended."""

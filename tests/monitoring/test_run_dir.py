@@ -28,10 +28,11 @@ def test_same_config_resumes(tmp_path):
 
 
 def test_config_with_other_key_order_resumes(tmp_path):
-    RunDir.create_or_resume(tmp_path / "a", "seed: 1\ndata:\n  train: x\n  shots:\n  - 4\n  - 8\n")
+    run, _ = RunDir.create_or_resume(tmp_path / "a", "seed: 1\ndata:\n  train: x\n  shots:\n  - 4\n  - 8\n")
     reordered = "data:\n  shots:\n  - 4\n  - 8\n  train: x\nseed: 1\n"
     assert RunDir.create_or_resume(tmp_path / "a", reordered)[1]
-    with pytest.raises(UserError, match="stored: 'shots: - 4 - 8', now: 'shots: - 8 - 4'"):
+    run.metrics.write_text("")
+    with pytest.raises(UserError, match=r"stored: 'data.shots: \[4, 8\]', now: 'data.shots: \[8, 4\]'"):
         RunDir.create_or_resume(tmp_path / "a", reordered.replace("- 4\n  - 8", "- 8\n  - 4"))
 
 
@@ -39,12 +40,13 @@ def test_config_with_other_key_order_resumes(tmp_path):
     ("config_yaml", "difference"),
     [
         ("seed: 2\nlr: 1\n", "stored: 'seed: 1', now: 'seed: 2'"),
-        ("seed: 1\n", "stored: 'lr: 1', now: ''"),
-        ("seed: 1\nlr: 1\nx: 1\n", "stored: '', now: 'x: 1'"),
+        ("seed: 1\n", "stored: 'lr: 1', now: 'lr' is not set"),
+        ("seed: 1\nlr: 1\nx: 1\n", "stored: 'x' is not set, now: 'x: 1'"),
     ],
 )
 def test_different_config_is_rejected_with_the_difference(tmp_path, config_yaml, difference):
-    RunDir.create_or_resume(tmp_path / "a", "seed: 1\nlr: 1\n")
+    run, _ = RunDir.create_or_resume(tmp_path / "a", "seed: 1\nlr: 1\n")
+    run.metrics.write_text("")
     with pytest.raises(UserError, match=difference):
         RunDir.create_or_resume(tmp_path / "a", config_yaml)
     assert RunDir.open(tmp_path / "a").config.read_text() == "seed: 1\nlr: 1\n"
@@ -101,7 +103,7 @@ def test_only_one_process_holds_the_run_lock(tmp_path):
         return answer
 
     with run.lock():
-        assert f"is locked by process {os.getpid()}" in lock_in_child()
+        assert f"is in use by process {os.getpid()}" in lock_in_child()
     assert lock_in_child() == "locked"
 
 
@@ -122,10 +124,33 @@ def test_resume_may_change_mutable_keys_only(tmp_path):
     assert RunDir.create_or_resume(tmp_path / "a", changed, ["learner.world_size"]) == (run, True)
     assert run.config.read_text() == original
     run.update_config(changed)
+    run.metrics.write_text("")
     assert run.config.read_text() == changed
     for other, match in (
-        ("seed: 3", "stored: 'seed: 3', now: 'seed: 9'"),
+        ("seed: 3", "stored: 'learner.seed: 3', now: 'learner.seed: 9'"),
         ("ranks: 5", "stored: 'ranks: 5'"),
     ):
         with pytest.raises(UserError, match=match):
             RunDir.create_or_resume(tmp_path / "a", changed.replace(other, f"{other[:-1]}9"), ["learner.world_size"])
+
+
+def test_run_without_results_accepts_another_config(tmp_path):
+    refused = "rollout:\n  engine:\n    options:\n      foo: 1\n"
+    run, _ = RunDir.create_or_resume(tmp_path / "a", refused)
+    with run.lock():
+        (run.logs / "vz_ray.log").write_text("refused")
+    corrected = "rollout:\n  engine:\n    options: {}\n"
+    assert RunDir.create_or_resume(tmp_path / "a", corrected) == (run, True)
+    assert run.config.read_text() == corrected
+    (run.checkpoints / "step-000001").mkdir()
+    with pytest.raises(UserError, match=r"stored: 'rollout.engine.options.foo' is not set, now: '"):
+        RunDir.create_or_resume(tmp_path / "a", refused)
+
+
+def test_running_run_with_another_config_is_reported_as_in_use(tmp_path):
+    run, _ = RunDir.create_or_resume(tmp_path / "a", "seed: 1\n")
+    run.metrics.write_text("")
+    with run.lock(), pytest.raises(UserError) as caught:
+        RunDir.create_or_resume(tmp_path / "a", "seed: 2\n")
+    assert str(caught.value) == f"{run.path} is in use by process {os.getpid()}; wait for that run or stop it"
+    assert run.config.read_text() == "seed: 1\n"

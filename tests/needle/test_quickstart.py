@@ -96,7 +96,10 @@ def test_finished_run_is_not_rerun(small_run, finished):
 def test_other_config_of_same_name_is_rejected(small_run, finished):
     done = run_vz_ray("quickstart", "--name", "whole", *small_run.quickstart(), "train.group_size=3")
     assert done.returncode == 2
-    assert "holds a run with another configuration (stored: 'group_size: 2', now: 'group_size: 3')" in done.stderr
+    assert (
+        "holds a run with another configuration (stored: 'train.group_size: 2', now: 'train.group_size: 3')"
+        in done.stderr
+    )
 
 
 def assert_complete(small_run: SmallRun, run: Path, steps: int, staleness: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 
+_FREE_SPACE = "free some space, or use another directory"
+_NO_ACCESS = "change its permissions, or use another directory"
+FILE_ERROR_FIXES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EROFS: "use another directory",
+    errno.EACCES: _NO_ACCESS,
+    errno.EPERM: _NO_ACCESS,
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ENOTDIR: "use another path",
+    errno.EISDIR: "use another path",
+}
+"""Errors of files that the user can fix; every other `OSError` keeps its traceback."""
+
 app = typer.Typer(
     help="Train, evaluate and serve video agents that zoom.",
     no_args_is_help=True,
@@ -26,7 +41,10 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line. Exit code 2: an error that the user can fix; 130: stopped on request."""
+    """Run the command line.
+
+    Exit code 1: a file or directory cannot be used; 2: another error that the user can fix; 130: stopped on request.
+    """
     # User reward functions may live in the working directory; Ray's workers search it too.
     sys.path.append(os.getcwd())
     try:
@@ -39,6 +57,12 @@ def main() -> None:
     except StopRequested as error:
         print(f"vz-ray: {error}; {error.resume_hint}", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        fix = FILE_ERROR_FIXES.get(error.errno or 0)
+        if fix is None or error.filename is None or os.environ.get("VZ_RAY_DEBUG"):
+            raise
+        print(f"vz-ray: {os.fsdecode(error.filename)}: {error.strerror}; {fix}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)

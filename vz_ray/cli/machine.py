@@ -51,10 +51,12 @@ def clip(
         tuple[float, float] | None,
         typer.Option(help="Start and end of a zoom in seconds.", show_default=False),
     ] = None,
-    fps: Annotated[float, typer.Option(help="Frames per second; default: 2 for a zoom, 0.5 for an overview.")] = 0.0,
+    fps: Annotated[
+        float, typer.Option(help="Frames per second; default: 2 for a zoom, 0.5 for an overview.", min=0)
+    ] = 0.0,
     overview: Annotated[bool, typer.Option("--overview", help="Sample the whole video.")] = False,
-    max_frames: Annotated[int, typer.Option(help="Maximum frames of an overview.")] = 64,
-    max_pixels: Annotated[int, typer.Option(help="Maximum area of a frame in pixels.")] = 100_352,
+    max_frames: Annotated[int, typer.Option(help="Maximum frames of an overview.", min=1)] = 64,
+    max_pixels: Annotated[int, typer.Option(help="Maximum area of a frame in pixels.", min=1)] = 100_352,
     out: Annotated[Path | None, typer.Option(help="Directory for the images.", show_default=False)] = None,
     cache: Annotated[bool, typer.Option(help="Use the disk cache of frames.")] = True,
     decoder: Annotated[Literal["pyav", "torchcodec"], typer.Option(help="Decoder library.")] = "pyav",

@@ -32,9 +32,9 @@ def synth(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
 @app.command(rich_help_panel="Training")
 def base(
     out: Annotated[Path, typer.Option(help="Output directory; it must not exist.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 uses the default.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of weights and training data.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 uses the default.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and training data.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
 ) -> None:
     """Train the tiny base model from scratch: it names objects and answers questions, and cannot zoom yet.
 
@@ -139,10 +139,12 @@ def plan(
     arguments: ConfigArguments = None,
     gpu: Annotated[str, typer.Option(help="GPU, such as H100; default: the measured one, else H100.")] = "",
     gpu_memory: Annotated[str, typer.Option(help="Memory per GPU: 80GiB, 24GB; default: that of the GPU.")] = "",
-    peak_tflops: Annotated[float, typer.Option(help="Dense bfloat16 peak per GPU; 0: that of the GPU.")] = 0.0,
-    mfu: Annotated[float, typer.Option(help="Model FLOPs utilization of the learner; 0: measured, else 0.35.")] = 0.0,
-    zooms: Annotated[int, typer.Option(help="Assumed zooms per episode.")] = 2,
-    turn_tokens: Annotated[int, typer.Option(help="Assumed generated tokens per turn.")] = 170,
+    peak_tflops: Annotated[float, typer.Option(help="Dense bfloat16 peak per GPU; 0: that of the GPU.", min=0)] = 0.0,
+    mfu: Annotated[
+        float, typer.Option(help="Model FLOPs utilization of the learner; 0: measured, else 0.35.", min=0, max=1)
+    ] = 0.0,
+    zooms: Annotated[int, typer.Option(help="Assumed zooms per episode.", min=0)] = 2,
+    turn_tokens: Annotated[int, typer.Option(help="Assumed generated tokens per turn.", min=1)] = 170,
     gpu_check: Annotated[
         Path | None, typer.Option(help="Figures of `vz-ray doctor --gpu`; default: gpu-check.json of `runs`.")
     ] = None,

@@ -13,15 +13,15 @@ class SynthConfig(Section):
 
     directory: str = "data/needle"
     """Directory of videos, task files and the manifest."""
-    seed: int = 0
+    seed: int = number(0, minimum=0)
     """Seed of every video; splits share no video."""
-    train: int = 96
+    train: int = number(96, minimum=0)
     """Videos for RL training."""
-    sft: int = 24
+    sft: int = number(24, minimum=0)
     """Videos for the cold start."""
-    validation: int = 12
+    validation: int = number(12, minimum=0)
     """Videos for validation."""
-    test: int = 52
+    test: int = number(52, minimum=0)
     """Videos for the test."""
     shot_s: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
     """Shot lengths in seconds; a video has sixteen shots of one length."""
@@ -31,11 +31,11 @@ class SynthConfig(Section):
     """Frame rate."""
     side: int = 112
     """Width and height in pixels."""
-    gop: int = 250
+    gop: int = number(250, minimum=1)
     """Maximum frames between keyframes."""
-    b_frames: int = 2
+    b_frames: int = number(2, minimum=0, maximum=16)
     """Consecutive B-frames."""
-    crf: int = 23
+    crf: int = number(23, minimum=0, maximum=51)
     """Constant rate factor of x264; lower is better quality."""
     workers: int = number(2, minimum=1)
     """Encoder processes."""

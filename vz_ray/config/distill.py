@@ -19,9 +19,9 @@ class TeacherConfig(EndpointConfig):
     """Instructions in addition to the episode's prompt."""
     image_format: str = choice("jpeg", "png")
     """Encoding of frames in requests: `jpeg` or `png`."""
-    temperature: float = 1.0
+    temperature: float = number(1.0, minimum=0)
     """Sampling temperature; several attempts per task need one above 0."""
-    top_p: float = 1.0
+    top_p: float = number(1.0, above=0, maximum=1)
     """Nucleus sampling."""
     max_tokens_param: str = "max_tokens"
     """Request parameter for the maximum reply tokens; some models use `max_completion_tokens`."""

@@ -27,7 +27,7 @@ class EpisodeConfig(Section):
     """Maximum images of an episode, including the overview."""
     max_turn_tokens: int = number(4096, minimum=1)
     """Maximum generated tokens of one turn."""
-    max_context: int = 32768
+    max_context: int = number(32768, minimum=1)
     """Maximum tokens of an episode, including visual tokens."""
     overview_fps: float = number(0.5, above=0)
     """Frame rate of the overview."""
@@ -42,7 +42,7 @@ class EpisodeConfig(Section):
     """Zoom only if a draft answer is uncertain."""
     min_pixels: int = number(25088, above=0)
     """Minimum area of a frame in pixels."""
-    max_pixels: int = 100352
+    max_pixels: int = number(100352, minimum=1)
     """Maximum area of a frame in pixels; the default is 128 visual tokens of 28 x 28."""
 
     def __post_init__(self) -> None:

@@ -23,11 +23,11 @@ class OptimizerConfig(Section):
     """Fraction of `total_steps` with linear warmup."""
     total_steps: int = number(1, above=0)
     """Optimizer steps of the schedule; not used by `constant` without warmup."""
-    beta1: float = 0.9
+    beta1: float = number(0.9, minimum=0, below=1)
     """Decay of the first moment."""
-    beta2: float = 0.999
+    beta2: float = number(0.999, minimum=0, below=1)
     """Decay of the second moment."""
-    epsilon: float = 1e-8
+    epsilon: float = number(1e-8, above=0)
     """Term added to the denominator."""
     weight_decay: float = number(0.01, minimum=0)
     """Decoupled weight decay."""
@@ -159,7 +159,7 @@ class LearnerConfig(Section):
     old_logprobs: str = choice("recompute", "engine")
     """Old log-probs of the loss. `recompute`: computed by the learner before the first update; `engine`:
     sampled by the engine."""
-    seed: int = 0
+    seed: int = number(0, minimum=0)
     """Seed of the mini-batch order."""
     max_skipped_updates: int = number(3, minimum=1)
     """Consecutive updates with a non-finite loss or gradient after which training stops."""

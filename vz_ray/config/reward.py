@@ -91,7 +91,7 @@ class RewardConfig(Section):
     """Weight of the length penalty; 0 disables it."""
     length_free_tokens: int = 2048
     """Generated tokens of an episode without penalty."""
-    length_full_tokens: int = 4096
+    length_full_tokens: int = number(4096, minimum=1)
     """Generated tokens with the full penalty; it grows linearly in between."""
     frame_cost: float = number(0.0, minimum=0)
     """Weight of the cost of zoomed frames; 0 disables it."""

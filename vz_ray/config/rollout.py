@@ -47,7 +47,7 @@ class EngineConfig(Section):
     """KV cache in GiB; null uses `gpu_memory_utilization` of the GPU."""
     gpu_memory_utilization: float = number(0.85, above=0, maximum=1)
     """Fraction of a GPU's memory for the engine if `kv_cache_gib` is null."""
-    mm_processor_cache_gib: float = 0.5
+    mm_processor_cache_gib: float = number(0.5, minimum=0)
     """Cache of preprocessed frames in GiB, shared by the samples of a group and by later turns (about 2.4 MB
     per 128 visual tokens)."""
     max_model_len: int = derived(32768, "episode.max_context")

@@ -76,7 +76,7 @@ class TrainConfig(Section):
     keep_best: int = number(0, minimum=0)
     """Best checkpoints to keep in addition, ranked by validation accuracy (every validated step is then
     checkpointed), or by mean training reward if `validate_every` is 0."""
-    max_mismatch_kl: float = 0.05
+    max_mismatch_kl: float = number(0.05, above=0)
     """Maximum KL per token between engine and learner, in nats; training stops above it."""
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class EvalConfig(Section):
     """Bootstrap resamples per interval."""
     confidence_level: float = number(0.95, above=0, below=1)
     """Confidence level of the intervals."""
-    seed: int = 0
+    seed: int = number(0, minimum=0)
     """Seed of the bootstrap."""
 
 
@@ -104,7 +104,7 @@ class RunConfig(Section):
     """Name of the run directory in `runs`."""
     runs: str = "runs"
     """Parent of run directories."""
-    seed: int = 0
+    seed: int = number(0, minimum=0)
     """Seed of task and batch order, sampling and shuffling."""
     model: str = ""
     """Checkpoint directory of the initial model, or of the model to evaluate."""

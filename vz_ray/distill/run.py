@@ -37,7 +37,7 @@ from vz_ray.monitoring.live_status import RunKind
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import Progress
 from vz_ray.monitoring.run_dir import RunDir
-from vz_ray.rewards import check_scorers
+from vz_ray.rewards import check_choices, check_scorers
 from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.runtime.monitor_run import check_monitoring, monitor_run
 from vz_ray.runtime.run_context import RunContext
@@ -92,6 +92,7 @@ def run_exemplar_distillation(config: ExemplarRunConfig) -> None:
     tasks = read_tasks(config.tasks)
     check_videos(tasks, config.tasks)
     check_scorers(config.reward, tasks, config.tasks)
+    check_choices(tasks, config.tasks)
     jobs = [TeacherJob(task, sample) for task in tasks for sample in range(config.attempts_per_task)]
     inputs = {"tasks": len(tasks), "attempts per task": config.attempts_per_task}
     plan = DistillationPlan("exemplar", jobs, TeacherPrompt.load(config.teacher.prompt), inputs)

@@ -16,6 +16,7 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from vz_ray.jobs.job_client import configure_token_auth
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.ports import check_ray_connection
 
 
 def drain(seconds: float, reason: str, address: str, node: str) -> None:
@@ -28,12 +29,13 @@ def drain(seconds: float, reason: str, address: str, node: str) -> None:
         node: Ray's node id; empty uses the node on this machine.
 
     Raises:
-        UserError: This machine runs no Ray node, or Ray rejects the request.
+        UserError: No cluster runs at `address`, this machine runs no Ray node, or Ray rejects the request.
     """
     configure_token_auth()
     gcs_address = address or canonicalize_bootstrap_address("auto")
     if not gcs_address:
         raise UserError("no Ray cluster is running on this machine; give --address HEAD:6379")
+    check_ray_connection(gcs_address, "give the address of a running cluster with --address HEAD:6379")
     client = ray._raylet.GcsClient(address=gcs_address)
     node_id = node or _local_node_id(client, gcs_address)
     accepted, rejection = client.drain_node(

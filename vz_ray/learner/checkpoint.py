@@ -29,9 +29,9 @@ from vz_ray.learner.checkpoint_files import (
     SliceLocation,
     check_same_parameters,
     commit,
-    create_staging_dir,
     fsync_and_hash,
     read_manifest,
+    staging_dir,
     verify_files,
     write_index,
     write_shards,
@@ -82,20 +82,20 @@ def save_checkpoint(
     Raises:
         FileExistsError: `directory` already exists.
     """
-    staging = create_staging_dir(directory, rank_info)
-    with fail_together(rank_info, f"writing {staging}"):
-        zero_state = create_zero_state(engine, rank_info, on_host)
-        locations = _write_slices(staging, zero_state, rank_info)
-        hashes = {file: fsync_and_hash(staging / file) for file in {location[-1] for location in locations}}
-        (staging / _rng_file(rank_info.rank)).write_text(json.dumps(get_rng_state()))
-    parts = all_gather_object((locations, hashes), rank_info)
-    with fail_together(rank_info, f"committing {staging}"):
-        if rank_info.rank == 0:
-            write_index(staging, zero_state.shapes, [location for locations, _ in parts for location in locations])
-            meta = _build_meta(engine, zero_state, rank_info, config)
-            (staging / _META_FILE).write_text(json.dumps(asdict(meta), indent=1))
-            all_hashes = {file: digest for _, hashes in parts for file, digest in hashes.items()}
-            commit(staging, directory, {"format": FORMAT}, all_hashes)
+    with staging_dir(directory, rank_info) as staging:
+        with fail_together(rank_info, f"writing {staging}"):
+            zero_state = create_zero_state(engine, rank_info, on_host)
+            locations = _write_slices(staging, zero_state, rank_info)
+            hashes = {file: fsync_and_hash(staging / file) for file in {location[-1] for location in locations}}
+            (staging / _rng_file(rank_info.rank)).write_text(json.dumps(get_rng_state()))
+        parts = all_gather_object((locations, hashes), rank_info)
+        with fail_together(rank_info, f"committing {staging}"):
+            if rank_info.rank == 0:
+                write_index(staging, zero_state.shapes, [location for locations, _ in parts for location in locations])
+                meta = _build_meta(engine, zero_state, rank_info, config)
+                (staging / _META_FILE).write_text(json.dumps(asdict(meta), indent=1))
+                all_hashes = {file: digest for _, hashes in parts for file, digest in hashes.items()}
+                commit(staging, directory, {"format": FORMAT}, all_hashes)
 
 
 def load_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, config: LearnerConfig) -> None:

@@ -1,6 +1,6 @@
 """Files of a checkpoint: an atomic, hashed directory and float32 parameter slices in safetensors files.
 
-    create_staging_dir --> all ranks write files --> commit: hash, flush, write the manifest, rename
+    staging_dir --> all ranks write files --> commit: hash, flush, write the manifest, rename
 
     manifest.json                       hashes of all files and of the manifest itself
     index.json                          shapes; for each kind and name: [start, stop, file] of each slice
@@ -14,11 +14,13 @@ signature.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,11 @@ class CheckpointError(UserError):
     """A checkpoint is incomplete, damaged, or belongs to another model."""
 
 
-def create_staging_dir(directory: Path, rank_info: RankInfo) -> Path:
-    """Create an empty directory beside `directory` for `commit`; every rank must call.
+@contextlib.contextmanager
+def staging_dir(directory: Path, rank_info: RankInfo) -> Iterator[Path]:
+    """Yield an empty directory beside `directory` to fill and `commit`; every rank must enter.
+
+    A failed block deletes it. Leftovers of a killed process are deleted by the next block.
 
     Raises:
         FileExistsError: `directory` already exists.
@@ -56,7 +61,29 @@ def create_staging_dir(directory: Path, rank_info: RankInfo) -> Path:
         if rank_info.rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
-    return staging
+    try:
+        yield staging
+    except BaseException:
+        if rank_info.rank == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file of PyTorch tensors.
+
+    Raises:
+        OSError: The file cannot be written; has `errno` and `filename`, unlike safetensors' own error.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if (code := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def fsync_and_hash(path: Path) -> str:
@@ -140,8 +167,6 @@ def write_shards(
     shard_bytes: int = _SHARD_BYTES,
 ) -> list[SliceLocation]:
     """Write the slices of one kind as float32 and return their locations."""
-    from safetensors.torch import save_file
-
     locations: list[SliceLocation] = []
     for number, shard in enumerate(_split_into_shards(slices, shard_bytes)):
         file = f"{kind}-{rank:05d}-{number:05d}.safetensors"
@@ -150,7 +175,7 @@ def write_shards(
             values = read(param, kind).to(device="cpu", dtype=torch.float32, copy=True)
             tensors[param.name] = values.view(param.shape) if param.is_whole else values
             locations.append((kind, param.name, param.start, param.stop, file))
-        save_file(tensors, directory / file, metadata={"format": "pt"})
+        write_safetensors(tensors, directory / file)
     return locations
 
 

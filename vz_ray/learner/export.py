@@ -23,8 +23,9 @@ from vz_ray.learner.checkpoint_files import (
     CheckpointError,
     ShardReader,
     commit,
-    create_staging_dir,
+    staging_dir,
     verify_files,
+    write_safetensors,
 )
 from vz_ray.learner.distributed import RankInfo, fail_together
 from vz_ray.learner.lora import base_parameter_name, has_adapters, lora_deltas, peft_config, peft_parameters
@@ -126,16 +127,16 @@ def export_hf(directory: Path, hf: Any, base: Path, rank_info: RankInfo) -> None
     Raises:
         FileExistsError: `directory` already exists.
     """
-    staging = create_staging_dir(directory, rank_info)
-    with fail_together(rank_info, f"writing {staging}"):
-        _write_weights(staging, ZeroWeightSource(hf), rank_info)
-        if has_adapters(hf):
-            _write_adapter(staging / "adapter", hf, rank_info)
-    with fail_together(rank_info, f"committing {staging}"):
-        if rank_info.rank == 0:
-            for file in non_weight_files(base):
-                shutil.copy2(file, staging / file.name)
-            commit(staging, directory, {"base": str(base)})
+    with staging_dir(directory, rank_info) as staging:
+        with fail_together(rank_info, f"writing {staging}"):
+            _write_weights(staging, ZeroWeightSource(hf), rank_info)
+            if has_adapters(hf):
+                _write_adapter(staging / "adapter", hf, rank_info)
+        with fail_together(rank_info, f"committing {staging}"):
+            if rank_info.rank == 0:
+                for file in non_weight_files(base):
+                    shutil.copy2(file, staging / file.name)
+                commit(staging, directory, {"base": str(base)})
 
 
 def export_checkpoint(checkpoint: Path, directory: Path, base: Path | None = None) -> None:
@@ -182,15 +183,13 @@ def _load_weights(hf: Any, shards: ShardReader, checkpoint: Path, base: Path) ->
 
 def _write_adapter(directory: Path, hf: Any, rank_info: RankInfo) -> None:
     """Write the trained parameters and peft's config on rank 0, while all ranks gather."""
-    from safetensors.torch import save_file
-
     parameters = peft_parameters(hf)
     with gathered(list(parameters.values())):
         if rank_info.rank:
             return
         tensors = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in parameters.items()}
     directory.mkdir()
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_safetensors(tensors, directory / "adapter_model.safetensors")
     peft_config(hf).save_pretrained(directory)
 
 
@@ -205,8 +204,6 @@ def non_weight_files(base: Path) -> list[Path]:
 
 def _write_weights(staging: Path, source: ZeroWeightSource, rank_info: RankInfo) -> None:
     """Write safetensors shards and their index on rank 0, while all ranks gather."""
-    from safetensors.torch import save_file
-
     shards: dict[str, str] = {}
     specs = source.specs()
     for number, bucket in enumerate(source.buckets(_SHARD_BYTES)):
@@ -215,7 +212,7 @@ def _write_weights(staging: Path, source: ZeroWeightSource, rank_info: RankInfo)
         name = f"model-{number + 1:05d}.safetensors"
         # In-memory parameter names: HF's loader accepts these and the older released names.
         tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in bucket.items()}
-        save_file(tensors, staging / name, metadata={"format": "pt"})
+        write_safetensors(tensors, staging / name)
         shards |= dict.fromkeys(tensors, name)
     if rank_info.rank == 0:
         _write_shard_index(staging, shards, specs)

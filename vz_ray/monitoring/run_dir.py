@@ -9,10 +9,19 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.json_lines import append_lines, read_complete_lines, to_json_line
+
+_FILES_BEFORE_RESULTS = {
+    *("config.yaml", "episodes", "checkpoints", "logs"),
+    *(".lock", "stages.jsonl", "live.json", "prometheus_targets.json"),
+}
+_NOT_SET = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +42,8 @@ class RunDir:
                 see `update_config`.
 
         Raises:
-            UserError: The directory holds a run with another configuration, is not a run directory,
-                or is not writable.
+            UserError: The directory holds results of a run with another configuration, is in use by a run with
+                another configuration, is not a run directory, or is not writable.
         """
         run = cls(Path(path))
         try:
@@ -105,7 +114,7 @@ class RunDir:
             except BlockingIOError:
                 lock_file.seek(0)
                 owner = lock_file.read().strip() or "unknown"
-                raise UserError(f"{self.path} is locked by process {owner}; wait for that run or stop it") from None
+                raise UserError(f"{self.path} is in use by process {owner}; wait for that run or stop it") from None
             lock_file.truncate(0)
             lock_file.write(str(os.getpid()))
             lock_file.flush()
@@ -125,32 +134,47 @@ class RunDir:
             write_atomic(self.config, config_yaml.encode())
 
     def _check_same_config(self, config_yaml: str, mutable_keys: Collection[str]) -> None:
+        """Raise `UserError` if the stored config differs; replace it if the run has no results yet."""
         stored = _settings(self.config.read_text(), mutable_keys)
         new = _settings(config_yaml, mutable_keys)
         if stored == new:
             return
-        key = next(key for key in (*stored, *new) if stored.get(key) != new.get(key))
-        stored_line, new_line = (" ".join(settings.get(key, ())) for settings in (stored, new))
+        with self.lock():  # a live run is reported first: its directory must not be deleted
+            if not self._has_results():
+                self.update_config(config_yaml)
+                return
+        key = next(key for key in (*stored, *new) if stored.get(key, _NOT_SET) != new.get(key, _NOT_SET))
         raise UserError(
-            f"{self.path} holds a run with another configuration (stored: '{stored_line}', now: '{new_line}'); "
-            "choose another name, or delete the directory"
+            f"{self.path} holds a run with another configuration (stored: {_format_setting(key, stored)}, "
+            f"now: {_format_setting(key, new)}); choose another name, or delete the directory"
+        )
+
+    def _has_results(self) -> bool:
+        """Whether the directory holds more than what a run writes before its first step."""
+        names = {entry.name for entry in self.path.iterdir()}
+        return bool(names - _FILES_BEFORE_RESULTS) or any(
+            any(folder.iterdir()) for folder in (self.episodes, self.checkpoints) if folder.is_dir()
         )
 
 
-def _settings(config_yaml: str, excluded: Collection[str]) -> dict[str, list[str]]:
-    """Return the lines of each dotted key without `excluded`, so that the order of keys does not matter.
+def _format_setting(key: str, settings: dict[str, Any]) -> str:
+    """Example: `'train.group_size: 2'`, or `'train.group_size' is not set`."""
+    return f"'{key}: {settings[key]}'" if key in settings else f"'{key}' is not set"
 
-    The items of a list belong to its key.
-    """
-    settings: defaultdict[str, list[str]] = defaultdict(list)
-    path = [""]
-    for line in config_yaml.splitlines():
-        text = line.strip()
-        if not text.startswith("- "):
-            depth = (len(line) - len(line.lstrip())) // 2
-            path[depth:] = [text.partition(":")[0]]
-        if (key := ".".join(path)) not in excluded:
-            settings[key].append(text)
+
+def _settings(config_yaml: str, excluded: Collection[str]) -> dict[str, Any]:
+    """Return the value of each dotted key without `excluded`; a list is one value, an empty section has none."""
+    settings: dict[str, Any] = {}
+
+    def add(section: dict[str, Any], prefix: str) -> None:
+        for name, value in section.items():
+            key = f"{prefix}{name}"
+            if isinstance(value, dict):
+                add(value, f"{key}.")
+            elif key not in excluded:
+                settings[key] = value
+
+    add(yaml.safe_load(config_yaml) or {}, "")
     return settings
 
 

@@ -6,6 +6,7 @@ Files are written atomically. Another call with the same config creates only the
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -56,12 +57,26 @@ def plan_videos(config: SynthConfig) -> dict[str, list[NeedleVideo]]:
 
 
 def encode_video(video: NeedleVideo, path: Path, config: SynthConfig) -> None:
-    """Render and encode one video to `path` (H.264 in MP4), atomically."""
+    """Render and encode one video to `path` (H.264 in MP4), atomically.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    temporary = path.with_suffix(".part.mp4")
+    try:
+        _write_video(video, temporary, config)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # PyAV's subclasses cannot be pickled, and the caller is another process.
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from None
+
+
+def _write_video(video: NeedleVideo, path: Path, config: SynthConfig) -> None:
     import av
 
-    temporary = path.with_suffix(".part.mp4")
     frames = round(video.duration_s * config.fps)
-    with av.open(str(temporary), "w") as container:
+    with av.open(str(path), "w") as container:
         options = {"crf": str(config.crf), "preset": "veryfast", "sc_threshold": "0"}
         stream = container.add_stream("libx264", rate=config.fps, options=options)
         stream.width = stream.height = config.side
@@ -77,7 +92,6 @@ def encode_video(video: NeedleVideo, path: Path, config: SynthConfig) -> None:
                 frame.pts, frame.time_base = start + offset, Fraction(1, config.fps)
                 container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    temporary.replace(path)
 
 
 def make_tasks(video: NeedleVideo, path: Path) -> list[Task]:

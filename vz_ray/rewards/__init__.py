@@ -10,13 +10,14 @@ from vz_ray.env.trajectory import UNPARSED_NOTE
 from vz_ray.rewards.format import is_well_formed
 from vz_ray.rewards.multiple_choice import choice_correct, choice_correct_compat, parse_choice, parse_options
 from vz_ray.rewards.numeric import numbers_equal, parse_number
-from vz_ray.rewards.scorer import NO_ANSWER, check_scorers, score_episode
+from vz_ray.rewards.scorer import NO_ANSWER, check_choices, check_scorers, score_episode
 from vz_ray.rewards.user_function import InvalidEpisode, load_reward_function
 
 __all__ = [
     "NO_ANSWER",
     "UNPARSED_NOTE",
     "InvalidEpisode",
+    "check_choices",
     "check_scorers",
     "choice_correct",
     "choice_correct_compat",

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vz_ray.config.reward import RewardConfig
-from vz_ray.env.task import Task
+from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import UNPARSED_NOTE, EpisodeStatus, RewardParts, Trajectory
 from vz_ray.rewards.accuracy import JUDGED_ANSWER_TYPES, AccuracyResult, score_accuracy
 from vz_ray.rewards.format import is_well_formed
 from vz_ray.rewards.judge import judge_api_key, prompt_files
 from vz_ray.rewards.judge_protocol import JudgePrompt
+from vz_ray.rewards.multiple_choice import LETTERS, parse_options
 from vz_ray.rewards.user_function import ACCURACY, InvalidEpisode, call_reward_function, load_reward_function
 from vz_ray.utils.errors import UserError
 
@@ -48,6 +49,24 @@ def check_scorers(config: RewardConfig, tasks: Sequence[Task], source: str) -> N
             f"{len(judged)} of {len(tasks)} questions of {source} need a judge (first: "
             f"{judged[0].task_id!r}). Set reward.judge.model and reward.judge.base_url."
         )
+
+
+def check_choices(tasks: Sequence[Task], source: str) -> None:
+    """Check that the letter that answers a multiple-choice task of file `source` is one of its options.
+
+    Raises:
+        UserError: A task's answer is another letter; names the first task.
+    """
+    for task in tasks:
+        answer = task.answer.strip()
+        if task.answer_type is not AnswerType.MULTIPLE_CHOICE or answer not in LETTERS:
+            continue
+        options = parse_options(task.question)
+        if options and answer not in options:
+            raise UserError(
+                f"{source}, question {task.task_id!r}: the solution is {answer!r}; it must be one of the options "
+                f"{', '.join(options)}. Correct the solution or the options."
+            )
 
 
 def score_episode(trajectory: Trajectory, task: Task, config: RewardConfig) -> RewardParts:

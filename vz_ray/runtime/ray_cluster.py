@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
@@ -23,13 +22,12 @@ from vz_ray.monitoring.checks import CheckResult, CheckStatus, require_checks
 from vz_ray.runtime.run_timeouts import set_timeouts
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import restore_signal_handlers
+from vz_ray.utils.ports import check_ray_connection
 from vz_ray.utils.temp_dir import temp_dir
 from vz_ray.utils.timeouts import with_timeout
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 10.0
-"""Timeout of a TCP connection to an existing cluster."""
 PROCESS_EXIT_TIMEOUT_S = 3.0
 """Seconds that the processes of a private cluster have to exit before they are killed."""
 _SLOW_START = "timed out during startup"
@@ -106,7 +104,7 @@ def use_gpus(config: RayConfig) -> bool:
 def _init_ray(config: RayConfig, directory: Path | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if config.address:
-        _check_connection(config.address)
+        check_ray_connection(config.address, "correct ray.address, or leave it empty for a private cluster")
         options |= {"address": config.address}
     else:
         options |= {
@@ -140,20 +138,6 @@ def init_ray(**options: Any) -> None:
         log.warning("Ray did not start within 30 s, because the machine is busy; starting it again")
         ray.shutdown()
         ray.init(**options)
-
-
-def _check_connection(address: str) -> None:
-    """Raise `UserError` if `host:port` refuses connections; `ray.init` would retry for minutes."""
-    host, _, port = address.rpartition("/")[2].rpartition(":")
-    if not port.isdigit():
-        return  # `auto`: Ray fails at once without a cluster
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        raise UserError(
-            f"cannot join Ray at {address}: connection failed ({error.strerror or error}); "
-            "correct ray.address, or leave it empty for a private cluster"
-        ) from error
 
 
 def _cluster_processes(directory: Path | None) -> list[psutil.Process]:

@@ -19,6 +19,7 @@ from vz_ray.monitoring.checks import require_checks
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.monitoring.progress import Progress
 from vz_ray.monitoring.run_dir import RunDir, record_stage_time
+from vz_ray.rollout.engine_args import check_engine_options
 from vz_ray.runtime.monitor_run import check_monitoring
 from vz_ray.utils.interrupt import Interrupt
 
@@ -64,14 +65,16 @@ def open_run(config: RolloutRunConfig | SftRunConfig) -> Iterator[RunContext]:
     The run lock is held until the context exits.
 
     Raises:
-        UserError: This machine, the model or the monitoring config fails a check, another process holds the
-            lock, or the config differs from the one that the run started with.
+        UserError: This machine, the model, the monitoring config or an engine option fails a check, another
+            process holds the lock, or the config differs from the one that the run started with.
     """
     require_checks(check_disk(Path(config.runs)))
     if not config.ray.address:  # a private cluster runs engines and learner on this machine
         require_checks(check_memory(), check_shared_memory())
     check_hf_checkpoint(config.model)
     check_monitoring(config.monitoring)
+    if isinstance(config, RolloutRunConfig):
+        check_engine_options(config.rollout.engine)
     settings = to_yaml(config)
     run_dir, resumed = RunDir.create_or_resume(Path(config.runs) / config.name, settings, MUTABLE_ON_RESUME)
     identity = RunIdentity(config.name, config.monitoring.log_format)

@@ -18,7 +18,7 @@ from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.decode import DecodePool
 from vz_ray.learner.placement import LearnerPlacement
 from vz_ray.learner.weight_transports import create_weight_transport
-from vz_ray.rewards import check_scorers
+from vz_ray.rewards import check_choices, check_scorers
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import monitor_run
@@ -44,6 +44,7 @@ def run_training(config: GrpoRunConfig) -> None:
         tasks = read_tasks(path)
         check_videos(tasks, path)
         check_scorers(config.reward, tasks, path)
+        check_choices(tasks, path)
     with open_run(config) as run:
         asyncio.run(_run_training(config, run))
         run.progress.print_line(f"exported the policy to {run.model_dir(POLICY_STAGE)}")

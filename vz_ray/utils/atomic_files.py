@@ -14,7 +14,11 @@ from typing import Any
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file with `content`; an interrupted write keeps the old file. Synced to disk on return."""
+    """Replace a file with `content`; an interrupted write keeps the old file. Synced to disk on return.
+
+    Raises:
+        OSError: The file cannot be written; `filename` is `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -22,8 +26,12 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error counts
+            temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
@@ -45,13 +53,18 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def atomic_directory(final: Path) -> Iterator[Path]:
     """Yield a temporary directory to fill; rename it to `final` if the block succeeds.
 
-    An existing `final` is replaced. Leftovers of an interrupted block are deleted by the next one.
+    An existing `final` is replaced. A failed block deletes the temporary directory; leftovers of a killed process
+    are deleted by the next block.
     """
     partial = partial_path(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
-    sync_directory(partial)
+    try:
+        yield partial
+        sync_directory(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if final.exists():
         shutil.rmtree(final)
     partial.rename(final)

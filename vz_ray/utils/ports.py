@@ -1,8 +1,13 @@
-"""Free TCP ports."""
+"""Free TCP ports, and the check of a connection."""
 
 from __future__ import annotations
 
 import socket
+
+from vz_ray.utils.errors import UserError
+
+CONNECT_TIMEOUT_S = 10.0
+"""Timeout of a TCP connection to an existing cluster."""
 
 
 def find_free_port(host: str = "") -> int:
@@ -10,3 +15,23 @@ def find_free_port(host: str = "") -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def check_ray_connection(address: str, fix: str) -> None:
+    """Check that `host:port` accepts connections, because Ray would retry for a minute.
+
+    Args:
+        address: Address of a Ray cluster; another form than `host:port`, such as `auto`, is not checked.
+        fix: End of the error message.
+
+    Raises:
+        UserError: The connection failed.
+    """
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if not port.isdigit():
+        return  # `auto`: Ray fails at once without a cluster
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot join Ray at {address}: connection failed ({reason}); {fix}") from error
