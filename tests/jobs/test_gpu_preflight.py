@@ -96,8 +96,10 @@ def test_shared_gpu_is_planned_for_each_turn() -> None:
     (result,) = check(grpo_config(*colocated), make_gpu())
     assert "learner, engine asleep needs" in result.detail
     assert "engine, learner asleep needs" in result.detail
-    small = check(grpo_config(*colocated), make_gpu(total=40.0))
-    assert [result.name for result in small] == ["memory of learner, engine asleep", "memory of handover of weights"]
+    turns = ["learner, engine asleep", "handover of weights", "engine, learner asleep"]
+    for total, lacking in ((40.0, turns[:1]), (20.0, turns)):
+        small = check(grpo_config(*colocated), make_gpu(total=total))
+        assert [result.name for result in small] == [f"memory of {turn}" for turn in lacking]
 
 
 @pytest.mark.parametrize(("kv_cache", "status"), [("null", CheckStatus.FAILED), ("4", CheckStatus.WARNING)])
