@@ -68,6 +68,14 @@ def test_failed_engine_import_shows_the_error(monkeypatch):
     assert check.detail == "ModuleNotFoundError: No module named 'no_such_engine'"
 
 
+def test_slow_engine_import_is_no_reason_to_reinstall(monkeypatch):
+    monkeypatch.setitem(doctor.ENGINE_IMPORTS, "vllm", "import time; time.sleep(600); import av as m")
+    monkeypatch.setattr(doctor, "IMPORT_TIMEOUT_S", 0.5)
+    check = doctor.check_engine_import("vllm")
+    assert (check.status, check.detail) == (CheckStatus.FAILED, "the import took longer than 0.5 s")
+    assert check.fix == "the machine is busy: stop other programs, then repeat the check"
+
+
 def test_missing_bytecode_is_a_warning_with_a_fix(tmp_path, monkeypatch):
     (tmp_path / "large_package.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)

@@ -34,8 +34,16 @@ MIN_SHARED_MEMORY_GIB = 0.5
 MIN_DISK_GIB = 3.0
 """Videos, checkpoints and episodes of one quickstart."""
 MIN_CORES = 2
+IMPORT_TIMEOUT_S = 180.0
+"""Timeout of the import of one engine."""
 LOCK_DIR = Path(__file__).resolve().parents[2] / "requirements"
-REINSTALL = "run `rm -f .venv/.installed && make .venv/.installed`"
+REINSTALL = (
+    "run `rm -f .venv/.installed && make .venv/.installed`"
+    if (LOCK_DIR.parent / "Makefile").is_file()
+    else "install the wheel again in a new environment, with its dependencies"
+)
+TIMED_OUT = "no answer within"
+WAIT_FIX = "the machine is busy: stop other programs, then repeat the check"
 
 
 def run_checks(runs_dir: Path) -> list[CheckResult]:
@@ -61,7 +69,7 @@ def run_checks(runs_dir: Path) -> list[CheckResult]:
 
 def check_python_version() -> CheckResult:
     python_version = ".".join(map(str, sys.version_info[:3]))
-    fix = "set PYTHON=/path/to/python3.11 and run `make clean .venv/.installed`"
+    fix = "use Python 3.11 or newer; " + REINSTALL
     return _result("Python", sys.version_info >= (3, 11), python_version, fix)
 
 
@@ -102,7 +110,9 @@ ENGINE_IMPORTS = {
 
 def check_engine_import(name: str) -> CheckResult:
     """Import one engine in a child process."""
-    ok, output = _run_python(f"{ENGINE_IMPORTS[name]}; print(m.__version__)", 180)
+    ok, output = _run_python(f"{ENGINE_IMPORTS[name]}; print(m.__version__)", IMPORT_TIMEOUT_S)
+    if output.startswith(TIMED_OUT):
+        return CheckResult(name, CheckStatus.FAILED, f"the import took longer than {IMPORT_TIMEOUT_S:g} s", WAIT_FIX)
     return _result(name, ok, output, REINSTALL)
 
 
@@ -122,6 +132,8 @@ def check_torchvision_ops() -> CheckResult:
     """Check that torchvision imports and that its operator schemas exist."""
     code = "import torch, torchvision; torch.ops.torchvision.nms; print(torchvision.__version__)"
     ok, output = _run_python(code, 120)
+    if output.startswith(TIMED_OUT):
+        return CheckResult("torchvision operators", CheckStatus.FAILED, output, WAIT_FIX)
     if not (Path(sysconfig.get_paths()["purelib"]) / PTH_NAME).is_file():
         output += f" (without {PTH_NAME} in site-packages)"
     return _result("torchvision operators", ok, output, REINSTALL)
@@ -164,7 +176,8 @@ def check_ray_start() -> CheckResult:
         ok, output = _run_python(code, 120)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    fix = "check for a full /dev/shm or temporary directory, or a firewall on loopback; " + REINSTALL
+    fix = "check for a full /dev/shm or temporary directory, or a firewall on loopback; "
+    fix += WAIT_FIX if output.startswith(TIMED_OUT) else REINSTALL
     return _result("Ray starts", ok, output, fix)
 
 
@@ -233,7 +246,7 @@ def _run_python(code: str, timeout_s: float) -> tuple[bool, str]:
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, env=environment
         )
     except subprocess.TimeoutExpired:
-        return False, f"no answer within {timeout_s:g} s"
+        return False, f"{TIMED_OUT} {timeout_s:g} s"
     output = result.stdout if result.returncode == 0 else result.stderr
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return result.returncode == 0, lines[-1] if lines else f"exit status {result.returncode}"

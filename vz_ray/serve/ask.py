@@ -31,7 +31,8 @@ from vz_ray.serve.launch import resolve_checkpoint
 from vz_ray.utils.durations import format_duration
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt
-from vz_ray.video.video_file import is_url, require_files
+from vz_ray.video.errors import VideoError
+from vz_ray.video.video_file import VideoLimits, is_url, open_video, require_files
 
 Json = dict[str, Any]
 
@@ -50,6 +51,10 @@ def run_ask(config: ServeConfig, videos: Sequence[str], question: str, *, server
         UserError: A file, the model or the server is missing, or the server rejects the request.
     """
     require_files(videos)
+    for video in videos:
+        _check_video(video)
+    if not server and not config.model:
+        raise UserError("model is empty; set -s model=PATH for a local engine, or --server URL for a running server")
     with Interrupt(resume_hint="the question was not answered; run the same command again") as interrupt:
         chunks = (
             _ask_server(server, key_env, config.name, videos, question)
@@ -57,6 +62,20 @@ def run_ask(config: ServeConfig, videos: Sequence[str], question: str, *, server
             else _ask_engine(config, videos, question)
         )
         asyncio.run(interrupt.run_interruptible(_print_chunks(chunks, Console(highlight=False))))
+
+
+def _check_video(video: str) -> None:
+    """Open a local video, because the engine takes minutes to start.
+
+    Raises:
+        UserError: The file is not a video; names it.
+    """
+    if is_url(video):
+        return
+    try:
+        open_video(video, VideoLimits())[0].close()
+    except VideoError as error:
+        raise UserError(f"{error}; give a video file") from error
 
 
 async def _ask_engine(config: ServeConfig, videos: Sequence[str], question: str) -> AsyncGenerator[Json]:
@@ -129,10 +148,18 @@ async def _video_part(client: Any, video: str, upload_ids: list[str]) -> Json:
 
 
 async def _print_chunks(chunks: AsyncGenerator[Json], console: Console) -> None:
+    reasoning = False  # whether the output ends with reasoning, which has no line break
     async with aclosing(chunks) as stream:
         async for chunk in stream:
             for choice in chunk["choices"]:
-                _print_delta(choice["delta"], console)
+                delta = choice["delta"]
+                if reasoning and delta.get("content"):
+                    console.print()
+                _print_delta(delta, console)
+                if delta.get("reasoning_content") or delta.get("content"):
+                    reasoning = not delta.get("content")
+                elif delta.get("zoom"):
+                    reasoning = False
             if (result := chunk.get("vz_ray")) is not None:
                 status = result["status"].replace("_", " ")
                 console.print(f"\n[dim]{status} after {result['seconds']:.1f} s[/]")
