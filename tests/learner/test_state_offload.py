@@ -17,6 +17,7 @@ from vz_ray.learner.checkpoint_files import ShardReader
 from vz_ray.learner.state_offload import HostArena, StateOffloader, wait_for_memory
 from vz_ray.learner.trainer import Trainer
 from vz_ray.learner.zero_state import MOMENTS, WEIGHTS
+from vz_ray.utils.errors import UserError
 
 CASES = [
     pytest.param(0, {}, id="stage 0, whose weights stay mapped from the file on CPU", marks=pytest.mark.slow),
@@ -119,8 +120,8 @@ def test_host_arena_has_exact_size_and_grows() -> None:
 def test_load_waits_for_memory_of_a_killed_engine() -> None:
     free = iter([10, 10, 100])
     wait_for_memory(100, lambda: next(free), timeout_s=60.0)
-    with pytest.raises(MemoryError, match=r"need 100 bytes of device memory and 99 are free after waiting 0 s"):
-        wait_for_memory(100, lambda: 99, timeout_s=0.0)
+    with pytest.raises(UserError, match=r"need 3\.00 GiB of GPU memory and 2\.50 are free after waiting 0 s"):
+        wait_for_memory(3 << 30, lambda: 5 << 29, timeout_s=0.0)
 
 
 @pytest.mark.gpu

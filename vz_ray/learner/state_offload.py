@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vz_ray.utils.errors import UserError
+
 log = logging.getLogger(__name__)
 
 _MIN_BYTES = 64
@@ -83,7 +85,7 @@ class StateOffloader:
         """Move all states to the device and return the number of bytes moved.
 
         Raises:
-            MemoryError: The device had too little free memory for 60 s.
+            UserError: The device had too little free memory for 60 s.
         """
         num_bytes = sum(buffer.nbytes for _, buffer in self._host.values())
         if self._device.type == "cuda":
@@ -215,14 +217,14 @@ def wait_for_memory(needed: int, read_free: Callable[[], int], timeout_s: float 
         timeout_s: Maximum wait.
 
     Raises:
-        MemoryError: Less than `needed` bytes are free after `timeout_s`.
+        UserError: Less than `needed` bytes are free after `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
     while (free := read_free()) < needed:
         if time.monotonic() > deadline:
-            raise MemoryError(
-                f"the learner's states need {needed} bytes of device memory and {free} are free after waiting "
-                f"{timeout_s:g} s. Stop other processes on this GPU."
+            raise UserError(
+                f"the learner's states need {needed / 2**30:.2f} GiB of GPU memory and {free / 2**30:.2f} are free "
+                f"after waiting {timeout_s:g} s; stop other processes on this GPU"
             )
         time.sleep(_FREE_POLL_S)
 
