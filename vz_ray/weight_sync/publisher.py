@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vz_ray.utils.timeouts import with_timeout
@@ -166,29 +166,16 @@ class WeightPublisher:
         """
         active = ActiveEngines(list(engines), self._timeout_s)
         label = f"weight version {update.version}"
-        needs_copy = joining or (not update.in_parts and any(engine.pulls_weights for engine in engines))
-        copy = await self._pull_copy(transport, update, needs_copy)
-        pulling = {
-            engine.name
-            for engine in engines
-            if copy is not None and (joining or (engine.pulls_weights and not update.in_parts))
-        }
-        pushed = [] if update.is_pull else [engine for engine in engines if engine.name not in pulling]
+        pulling = {e.name for e in engines if joining or (e.pulls_weights and not update.in_parts)}
+        copy = await self._pull_copy(transport, update, bool(pulling))
+        pushed = [] if update.is_pull else [e for e in engines if copy is None or e.name not in pulling]
+        copies = {name: copy for name in pulling if copy is not None}
         if transport is not None:
             await self._connect(transport, pushed, label)
         pause_s = await active.run_step(f"pausing for {label}", lambda engine: engine.pause())
         receive_started_at = time.monotonic()
-        if transport is not None and update.in_parts and pushed:
-            send_error = await send_parts(transport, update, active)
-        else:
-            push = PushTransfer(transport if pushed else None, {engine.name for engine in pushed}, self._timeout_s)
-            send_error = await push.run(active, {name: copy for name in pulling if copy is not None}, update)
+        await self._send(active, update, transport if pushed else None, {e.name for e in pushed}, copies)
         receive_s = time.monotonic() - receive_started_at
-        if send_error:
-            reason = f"{label} was not sent: {type(send_error).__name__}: {send_error}"
-            active.exclude({engine.name for engine in pushed}, reason)
-            if not active.engines:
-                raise WeightIntegrityError(reason) from send_error
         if transport is not None and not joining:
             await self._release(transport, label)
         resume_s = await active.run_step(f"resuming the engine after {label}", lambda engine: engine.resume_engine())
@@ -212,6 +199,29 @@ class WeightPublisher:
             updated=tuple(engine.name for engine in active.engines),
             failed=active.failed,
         )
+
+    async def _send(
+        self,
+        active: ActiveEngines,
+        update: WeightUpdate,
+        transport: WeightTransport | None,
+        pushed: set[str],
+        copies: Mapping[str, WeightUpdate],
+    ) -> None:
+        """Send the update to the engines in `pushed`, and let the others read `copies` or the update itself.
+
+        Raises:
+            WeightIntegrityError: Sending failed, and no engine is left.
+        """
+        if transport is not None and update.in_parts:
+            error = await send_parts(transport, update, active)
+        else:
+            error = await PushTransfer(transport, pushed, self._timeout_s).run(active, copies, update)
+        if error is not None:
+            reason = f"weight version {update.version} was not sent: {type(error).__name__}: {error}"
+            active.exclude(pushed, reason)
+            if not active.engines:
+                raise WeightIntegrityError(reason) from error
 
     async def _release(self, transport: WeightTransport, label: str) -> None:
         operation = f"freeing memory for the engines after {label}"
