@@ -118,17 +118,12 @@ async def train(
                         state.weight_version, runtime.transport, wait_for_episodes=config.train.wait_for_episodes
                     )
 
-                records = episode_records(batch, state.step, config)
-                append_records(run_dir.episodes / f"{state.step:06d}.jsonl", records)
-                worker_stats = await runtime.scheduler.pool.worker_stats()
                 row = {
-                    **step_metrics(records),
+                    **await record_episodes(config, state, run_dir, runtime, batch, rollout_metrics, timer),
                     **_batch_metrics(batch, learner_metrics, publish_report),
                     **handover.metrics(publish_report),
                     **staleness,
                     **timer.seconds,
-                    **rollout_metrics.compute(worker_stats, sum(timer.seconds.values())),
-                    "data/epoch": state.task_sampler.epoch,
                 }
                 metric_logger.log(state.step, row)
                 monitor.on_rl_step(state.step, row, len(batch.sampled), len(batch.kept))
@@ -140,6 +135,26 @@ async def train(
                 await validate_and_checkpoint(config, state, run_dir, runtime, metric_logger, row)
                 monitor.on_step_end(state.step - 1)
     return state
+
+
+async def record_episodes(
+    config: GrpoRunConfig,
+    state: TrainingState,
+    run_dir: RunDir,
+    runtime: Runtime,
+    batch: RolloutBatch,
+    rollout_metrics: RolloutMetrics,
+    timer: _PhaseTimer,
+) -> dict[str, float]:
+    """Append the step's episodes to their log and return the metrics of the rollout."""
+    records = episode_records(batch, state.step, config)
+    append_records(run_dir.episodes / f"{state.step:06d}.jsonl", records)
+    worker_stats = await runtime.scheduler.pool.worker_stats()
+    return {
+        **step_metrics(records),
+        **rollout_metrics.compute(worker_stats, sum(timer.seconds.values())),
+        "data/epoch": state.task_sampler.epoch,
+    }
 
 
 async def initialize_state(config: GrpoRunConfig, run_dir: RunDir, runtime: Runtime) -> TrainingState:
