@@ -73,7 +73,7 @@ class PackedStep:
         share_frames: bool,
     ) -> None:
         self._policy, self._group = policy, batch
-        costs = flop_costs(policy.hf)
+        costs = flop_costs(policy.shape)
         steps = plan_micro_batches(batch.examples, max_tokens, 1, costs, share_prefixes=share_prefixes)[0]
         self.flops = 3 * sum(tree.flops for trees in steps for tree in trees)
         if not share_prefixes and share_frames:

@@ -91,7 +91,7 @@ class PaddedStep:
         for part in self._parts:
             embeddings = hf.get_input_embeddings()(part["ids"])
             visual = hf.model.visual
-            tables = vision_tables(part["grids"], visual, part["pixels"].device)
+            tables = vision_tables(part["grids"], self._policy.shape, part["pixels"].device)
             grids = torch.from_numpy(part["grids"])
             features = visual(part["pixels"].to(visual.dtype), grid_thw=grids, **tables).pooler_output
             slots = (part["ids"].flatten() == self._policy.tokens.image).nonzero().flatten()

@@ -70,7 +70,7 @@ def run_update(
     """Compute the gradient of one group; return its times."""
     config = LearnerConfig(micro_batch_tokens=args.max_tokens, prefetch_batches=ahead)
     rank_info = RankInfo(0, 1, torch.device(args.device, 0 if args.device == "cuda" else None))
-    loader = MicroBatchLoader(config, rank_info, policy.tokens, spec, flop_costs(policy.hf))
+    loader = MicroBatchLoader(config, rank_info, policy.tokens, spec, flop_costs(policy.shape))
     plan = loader.plan(group.examples)
     policy.zero_grad()
     loader.times, started = InputTimes(), time.perf_counter()

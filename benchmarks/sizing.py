@@ -42,8 +42,8 @@ from benchmarks.cluster_simulation import (
 )
 from vz_ray.config import load_config
 from vz_ray.config.run import GrpoRunConfig
+from vz_ray.families import load_model_shape
 from vz_ray.planning.assumptions import Assumptions
-from vz_ray.planning.model_shape import load_model_shape
 from vz_ray.planning.planner import make_plan
 from vz_ray.planning.step_time import StepTime, step_time
 

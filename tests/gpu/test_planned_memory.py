@@ -17,12 +17,12 @@ from tests.learner.training_data import TrainingData, make_training_data
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.learner import LossConfig
 from vz_ray.config.rollout import EngineConfig
+from vz_ray.families import load_model_shape, processor_max_pixels
 from vz_ray.learner.trainer import Trainer
 from vz_ray.planning.engine_memory import engine_memory
 from vz_ray.planning.episode_budget import longest_episode
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryPhase
 from vz_ray.planning.learner_memory import WorstCaseBatch, learner_footprint
-from vz_ray.planning.model_shape import load_model_shape, processor_max_pixels
 from vz_ray.rollout.vllm_engine import VllmEngine
 
 pytestmark = pytest.mark.gpu

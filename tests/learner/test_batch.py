@@ -40,7 +40,7 @@ def spec(data: TrainingData) -> ImageSpec:
 
 @pytest.fixture(scope="module")
 def examples(data: TrainingData, policy: PolicyModel) -> list[Example]:
-    return [encode_trajectory(t, policy.tokens, policy.spatial_merge_size) for t in data.trajectories]
+    return [encode_trajectory(t, policy.tokens, policy.shape.vision.merge_size) for t in data.trajectories]
 
 
 def build_batch(
@@ -144,7 +144,9 @@ def test_frames_of_equal_bytes_and_other_shapes_differ(
     image = policy.tokens.image
     context = TokenContext((30, image, 31, image, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall), pad_id=image)
     turn = Turn(ExternalAction("", (40, 41)), "", None, None)
-    example = encode_trajectory(replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.spatial_merge_size)
+    example = encode_trajectory(
+        replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.shape.vision.merge_size
+    )
     batch = collate(
         [PrefixTree.from_members([0], [example])],
         [example],
@@ -159,7 +161,7 @@ def test_frames_of_equal_bytes_and_other_shapes_differ(
 
 def test_loss_mask_marks_exactly_the_sampled_tokens(data: TrainingData, policy: PolicyModel) -> None:
     for trajectory in data.trajectories:
-        example = encode_trajectory(trajectory, policy.tokens, policy.spatial_merge_size)
+        example = encode_trajectory(trajectory, policy.tokens, policy.shape.vision.merge_size)
         sampled = [token for turn in trajectory.turns for token in turn.action.token_ids]
         assert example.token_ids[example.sampled_positions].tolist() == sampled
         assert example.engine_logprobs.tolist() == pytest.approx(list(trajectory.sampled_logprobs))
@@ -191,7 +193,7 @@ def _break(trajectory: Trajectory, kind: str, image: int) -> Trajectory:
 def test_inconsistent_trajectory_is_refused(data: TrainingData, policy: PolicyModel, kind: str, message: str) -> None:
     broken = _break(data.trajectories[0], kind, policy.tokens.image)
     with pytest.raises(ValueError, match=message):
-        encode_trajectory(broken, policy.tokens, policy.spatial_merge_size)
+        encode_trajectory(broken, policy.tokens, policy.shape.vision.merge_size)
 
 
 def test_other_merge_size_is_refused(data: TrainingData, policy: PolicyModel) -> None:
@@ -230,7 +232,7 @@ def test_directory_without_weights_is_refused(tmp_path: Path) -> None:
 def test_unsupported_model_type_is_refused(data: TrainingData, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    (other / "config.json").write_text('{"model_type": "qwen3_vl"}')
+    (other / "config.json").write_text('{"model_type": "qwen2_vl"}')
     (other / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="has type qwen3_vl; the learner supports qwen2_5_vl"):
+    with pytest.raises(UserError, match="other' is 'qwen2_vl'; supported: qwen2_5_vl"):
         load_pretrained(other, torch.float32)

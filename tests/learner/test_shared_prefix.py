@@ -51,7 +51,8 @@ class GradientCheck:
             self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
         self.spec = ImageSpec.from_pretrained(model)
         self.examples: list[Example] = [
-            encode_trajectory(t, self.policy.tokens, self.policy.spatial_merge_size) for t in self.data.trajectories
+            encode_trajectory(t, self.policy.tokens, self.policy.shape.vision.merge_size)
+            for t in self.data.trajectories
         ]
         self.advantage = np.concatenate([compute_advantages(g.rewards) for g in self.data.groups])
         self.weight = loss_weights([len(e.sampled_positions) for e in self.examples], "sequence_mean", 1)

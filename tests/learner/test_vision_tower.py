@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vz_ray.families import load_model_shape
 from vz_ray.learner.policy_model import load_pretrained
 from vz_ray.learner.vision_tower import optimize_vision_tower, vision_tables
 
@@ -26,7 +27,7 @@ def test_features_and_gradients_match_transformers(
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(int(array.prod(axis=1).sum()), 1176, generator=generator).to(device)
     expected = theirs(pixels, grid_thw=torch.from_numpy(array).to(device)).pooler_output
-    tables = vision_tables(array, ours, device)
+    tables = vision_tables(array, load_model_shape(str(model)), device)
     got = ours(pixels, grid_thw=torch.from_numpy(array).to(device), **tables).pooler_output
     # Kernels of a GPU add in other orders.
     torch.testing.assert_close(got, expected, atol=1e-6 if device.type == "cpu" else 1e-5, rtol=1e-5)
@@ -45,10 +46,9 @@ def test_index_tables_match_transformers(model: Path) -> None:
         get_vision_window_index,
     )
 
-    visual = load_pretrained(model, torch.float32).model.visual
-    tables = vision_tables(np.asarray(GRIDS), visual, torch.device("cpu"))
+    tables = vision_tables(np.asarray(GRIDS), load_model_shape(str(model)), torch.device("cpu"))
     grids = torch.tensor(GRIDS)
-    order, windows = get_vision_window_index(grids, 2, visual.window_size, visual.patch_size)
+    order, windows = get_vision_window_index(grids, 2, 112, 14)
     assert torch.equal(tables["window_index"], order)
     assert torch.equal(tables["cu_window_seqlens"], windows)
     assert torch.equal(tables["position_ids"], get_vision_position_ids(grids, 2))

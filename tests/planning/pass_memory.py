@@ -52,7 +52,7 @@ def make_wide_training_data(directory: Path) -> TrainingData:
 
 def pack_batch(data: TrainingData, policy: PolicyModel) -> MicroBatch:
     """Return all trajectories as one packed sequence."""
-    examples = [encode_trajectory(t, policy.tokens, policy.spatial_merge_size) for t in data.trajectories]
+    examples = [encode_trajectory(t, policy.tokens, policy.shape.vision.merge_size) for t in data.trajectories]
     trees = [PrefixTree.from_members(range(len(examples)), examples)]
     spec = ImageSpec.from_pretrained(data.model)
     return collate(trees, examples, in_memory_pixels(data.pixels), policy.tokens, spec, policy.hf.device)

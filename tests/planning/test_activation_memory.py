@@ -19,11 +19,11 @@ import torch
 from tests.learner.training_data import TrainingData
 from tests.planning.pass_memory import LiveTensors, make_wide_training_data, pack_batch, peak_bytes
 from vz_ray.config.learner import LearnerConfig, LoraConfig
+from vz_ray.families import TextShape, model_shape
 from vz_ray.learner.logprobs import TokenLogprobs
 from vz_ray.learner.policy_model import PolicyModel, load_pretrained
 from vz_ray.planning import activation_memory
 from vz_ray.planning.activation_memory import AttentionMemory
-from vz_ray.planning.model_shape import ModelShape, TextShape
 from vz_ray.planning.trainable_params import count_trainable_params
 
 pytestmark = pytest.mark.integration
@@ -62,7 +62,7 @@ def expected_saved_bytes(
     frozen: bool,
     attention: AttentionMemory = UNFUSED,
 ) -> int:
-    shape, width = ModelShape.from_hf_config(policy.hf.config), policy.hf.dtype.itemsize
+    shape, width = policy.shape, policy.hf.dtype.itemsize
     tokens, patches, sampled = batch.input_ids.numel(), len(batch.pixel_values), int(batch.mask.sum())
     saved = activation_memory.text_saved_bytes(
         shape.text, width, tokens, checkpointing=checkpointing, attention=attention
@@ -107,7 +107,7 @@ def test_autograd_saved_bytes_match_formulas(data: TrainingData, frozen: bool) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fused_attention_saved_bytes_match_formula(data: TrainingData, dtype: torch.dtype) -> None:
     hf = load_pretrained(data.model, dtype)
-    text, shape = hf.model.language_model.train(), ModelShape.from_hf_config(hf.config).text
+    text, shape = hf.model.language_model.train(), model_shape(hf.config).text
     tokens = 512
     states = torch.randn(1, tokens, shape.hidden, dtype=dtype)
     positions = torch.arange(tokens).expand(3, 1, -1)
@@ -128,7 +128,7 @@ def test_logprob_workspace_matches_formula(
     """On a GPU with the shapes of a 7B model."""
     hidden, vocab, chunk = (64, 2048, 64) if device.type == "cpu" else (3584, 152_064, 256)
     rows = int(num_chunks * chunk)
-    text = TextShape(hidden, 1, 1, 1, 1, vocab, tie_word_embeddings=False)
+    text = TextShape(hidden, 1, 1, 1, hidden, 1, vocab, tie_word_embeddings=False)
     states, weight = (torch.randn(n, hidden, dtype=dtype, device=device).requires_grad_() for n in (rows, vocab))
     banned = torch.zeros(vocab, dtype=torch.bool, device=device)
     banned[:3] = True
@@ -161,7 +161,7 @@ def test_peak_of_a_pass_is_within_20_percent(
     if checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
     batch = pack_batch(data, policy)
-    shape, width = ModelShape.from_hf_config(policy.hf.config), dtype.itemsize
+    shape, width = policy.shape, dtype.itemsize
     tokens, patches, sampled = batch.input_ids.numel(), len(batch.pixel_values), int(batch.mask.sum())
     gathered_keys = int(batch.layout.cu_seqlens_k[-1]) / tokens
     attention = UNFUSED if device.type == "cpu" else AttentionMemory(gathered_keys=gathered_keys)
@@ -212,7 +212,7 @@ def test_peak_with_adapters_is_below_the_formulas(
         LoraConfig(rank=4, dropout=dropout),
     )
     batch = pack_batch(data, policy)
-    shape, width = ModelShape.from_hf_config(policy.hf.config), dtype.itemsize
+    shape, width = policy.shape, dtype.itemsize
     tokens, sampled = batch.input_ids.numel(), int(batch.mask.sum())
     dropped = tokens * (width + 1) * count_trainable_params(shape, LearnerConfig(lora=lora)).dropout_inputs
     layer = activation_memory.layer_workspace_bytes(

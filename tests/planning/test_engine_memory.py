@@ -9,12 +9,12 @@ import pytest
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import EngineConfig
+from vz_ray.families import load_model_shape, processor_max_pixels
 from vz_ray.planning.engine_memory import KV_BLOCK_TOKENS, EngineMemory, engine_memory
 from vz_ray.planning.episode_budget import longest_episode
 from vz_ray.planning.gpu_memory import GIB, Certainty
-from vz_ray.planning.model_shape import DEFAULT_MAX_PIXELS, KNOWN_SHAPES
 
-SHAPE = KNOWN_SHAPES["Qwen2.5-VL-7B"]
+SHAPE = load_model_shape("Qwen2.5-VL-7B")
 EPISODE = longest_episode(EpisodeConfig(), SHAPE.vision)
 ENGINE = EngineConfig(dtype="bfloat16", kv_cache_gib=None, max_num_seqs=64, enforce_eager=False)
 
@@ -27,7 +27,7 @@ def plan_engine(gpu_bytes: int = 80 * GIB, **changes: Any) -> EngineMemory:
         gpu_bytes,
         num_engines=8,
         group_size=16,
-        max_image_pixels=DEFAULT_MAX_PIXELS,
+        max_image_pixels=processor_max_pixels("Qwen2.5-VL-7B"),
     )
 
 

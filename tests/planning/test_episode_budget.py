@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vz_ray.config.episode import EpisodeConfig
+from vz_ray.families import load_model_shape
 from vz_ray.planning.episode_budget import (
     CLIP_TEXT_TOKENS,
     FRAME_LABEL_TOKENS,
@@ -24,9 +25,8 @@ from vz_ray.planning.learner_flops import (
     unpacked_work,
 )
 from vz_ray.planning.model_flops import FROZEN_BACKWARD_FACTOR, causal_pairs, head_flops, text_flops
-from vz_ray.planning.model_shape import KNOWN_SHAPES
 
-SHAPE = KNOWN_SHAPES["Qwen2.5-VL-7B"]
+SHAPE = load_model_shape("Qwen2.5-VL-7B")
 PAPER = EpisodeConfig()
 
 
@@ -94,7 +94,7 @@ def test_forward_flops_of_one_trajectory() -> None:
     assert forward.text + forward.attention == total
     assert forward.head == head_flops(SHAPE, episode.sampled_tokens)
     # A weight takes two FLOPs per token; attention adds at most a quarter at this length.
-    matrices = 2 * episode.tokens * SHAPE.text.layers * SHAPE.text.layer_weights
+    matrices = 2 * episode.tokens * SHAPE.text.matrix_weights
     assert matrices == forward.text < total < 1.25 * matrices
 
 

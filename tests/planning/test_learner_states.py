@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from vz_ray.config.learner import LearnerConfig
+from vz_ray.families import load_model_shape
 from vz_ray.learner.distributed import init_distributed
 from vz_ray.learner.train_engine import TrainEngine
 from vz_ray.planning.gpu_memory import Certainty, MemoryPhase
 from vz_ray.planning.learner_memory import REDUCE_BUCKET_ELEMENTS, WorstCaseBatch, learner_footprint
-from vz_ray.planning.model_shape import KNOWN_SHAPES
 
 pytestmark = pytest.mark.integration
 
@@ -58,7 +58,7 @@ def test_state_bytes_per_weight_match_the_plan(stage: int, dtype: str) -> None:
 
 def planned_bytes_per_weight(config: LearnerConfig) -> float:
     """Return the planned bytes per weight of the exact items, without the bucket."""
-    shape = KNOWN_SHAPES["Qwen2.5-VL-3B"]
+    shape = load_model_shape("Qwen2.5-VL-3B")
     batch: Any = WorstCaseBatch(tokens=1, patches=1, sampled_tokens=1, attention_pairs=1, gathered_keys=1.0)
     footprint = learner_footprint(shape, config, batch, 1, has_reference=False)
     exact = [

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.config.qwen_7b import architecture
 from tests.planning.pass_memory import build_on_meta, make_wide_training_data, pack_batch
 from vz_ray.config.learner import LoraConfig
+from vz_ray.families import ModelShape, model_shape
 from vz_ray.learner.lora import add_adapters
 from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.learner.vision_tower import vision_tables
@@ -25,7 +26,6 @@ from vz_ray.planning.model_flops import (
     vision_flops,
     vision_pairs,
 )
-from vz_ray.planning.model_shape import ModelShape
 
 GRIDS = [(1, 16, 32), (1, 20, 12), (1, 2, 2)]
 """Full windows, partial windows, and a single visual token."""
@@ -40,7 +40,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def shape(model: Any) -> ModelShape:
-    return ModelShape.from_hf_config(model.config)
+    return model_shape(model.config)
 
 
 def count_flops(call: Any) -> int:
@@ -77,7 +77,7 @@ def test_adapter_backward_flops_match_torch(tmp_path: Path) -> None:
     policy = PolicyModel.from_pretrained(data.model, chunk=10**9).train()
     add_adapters(policy.hf, LoraConfig(rank=1), str(data.model), seed=0)
     batch = pack_batch(data, policy)
-    shape = ModelShape.from_hf_config(policy.hf.config)
+    shape = policy.shape
     logprobs, entropy = policy(batch)
     with FlopCounterMode(display=False) as counter:
         (logprobs.sum() + entropy.sum()).backward()
@@ -88,7 +88,7 @@ def test_adapter_backward_flops_match_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("grid", GRIDS)
 def test_vision_flops_match_torch(model: Any, shape: ModelShape, grid: tuple[int, int, int]) -> None:
     visual, array = model.model.visual, np.asarray([grid])
-    tables = vision_tables(array, visual, torch.device("cpu"))
+    tables = vision_tables(array, shape, torch.device("cpu"))
     tables["position_ids"] = torch.as_tensor(tables["position_ids"]).to("meta")
     patches = grid[1] * grid[2]
     pixels = torch.empty(patches, shape.vision.patch_elements, device="meta")

@@ -12,12 +12,12 @@ from vz_ray.config.load import to_yaml
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.config.timeouts import PLANNED_TIMEOUTS, TimeoutsConfig
+from vz_ray.families import load_model_shape
 from vz_ray.planning.assumptions import Assumptions
-from vz_ray.planning.model_shape import KNOWN_SHAPES
 from vz_ray.planning.timeouts import SAFETY_FACTOR, TimeoutRunConfig, apply_timeouts, minimum_timeouts, plan_timeouts
 from vz_ray.utils.errors import UserError
 
-SHAPE = KNOWN_SHAPES["Qwen2.5-VL-7B"]
+SHAPE = load_model_shape("Qwen2.5-VL-7B")
 
 
 def recipe(*overrides: str) -> GrpoRunConfig:

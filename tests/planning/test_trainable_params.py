@@ -8,10 +8,10 @@ import pytest
 from torch import nn
 
 from vz_ray.config.learner import LearnerConfig, LoraConfig
+from vz_ray.families import FAMILIES, model_shape
 from vz_ray.learner.lora import add_adapters
 from vz_ray.learner.policy_model import PolicyModel
-from vz_ray.planning.model_shape import ModelShape
-from vz_ray.planning.trainable_params import adaptable_layers, count_trainable_params
+from vz_ray.planning.trainable_params import count_trainable_params
 
 TINY = Path("assets/tiny-base")
 TEXT = LoraConfig().target_modules
@@ -34,10 +34,10 @@ TEXT = LoraConfig().target_modules
 )
 def test_counts_match_a_policy_with_adapters(lora: LoraConfig) -> None:
     hf = PolicyModel.from_pretrained(TINY).hf
-    shape = ModelShape.from_hf_config(hf.config)
+    shape = model_shape(hf.config)
     linear = {name: m for name, m in hf.named_modules() if isinstance(m, nn.Linear)}
     sizes = {name: (m.in_features, m.out_features) for name, m in linear.items()}
-    assert dict(adaptable_layers(shape)) == sizes
+    assert dict(FAMILIES[shape.model_type].linear_layers(shape)) == sizes
     add_adapters(hf, lora, str(TINY), seed=0)
     trainable = {name: p.numel() for name, p in hf.named_parameters() if p.requires_grad}
     vision = sum(count for name, count in trainable.items() if ".visual." in name)

@@ -37,10 +37,10 @@ class MicroBatch:
         input_ids: `[1, T]`.
         position_ids: `[3, 1, T]`.
         layout: Segments and prefixes of the sequence.
-        pixel_values: `[P, 1176]` patches of the uncached frames, or of one blank frame.
+        pixel_values: `[P, 3 * temporal * patch * patch]` patches of the uncached frames, or of one blank frame.
         grids: `[U, 3]` patch grids of these frames, on the host.
         computed_features: Cache entries of these frames, filled by the forward pass; empty without a cache.
-        cached_features: `[K, H]` features from the cache; None without cached frames.
+        cached_features: `[K, levels * H]` features from the cache; None without cached frames.
         image_slots: `[I]` positions of image tokens in the sequence.
         feature_index: `[I]` index of each image token in the computed features, followed by the cached ones.
         hidden_index: `[B, S]` positions of the hidden states that predict the sampled tokens.
@@ -200,7 +200,7 @@ def collate_on_host(
 
 
 def mrope_positions(ids: Ints, grids: Ints, image_token: int, merge: int) -> Ints:
-    """Compute the rotary positions (M-RoPE) of one conversation; equal to HF's `get_rope_index` of Qwen2.5-VL.
+    """Compute the rotary positions (M-RoPE) of one conversation; equal to HF's `get_rope_index`.
 
     A text token advances all three axes by one. An image of `h x w` visual tokens that starts at position p
     has temporal position p, rows p..p+h-1 and columns p..p+w-1. The next token is at p + max(h, w).

@@ -24,7 +24,7 @@ class FrameFeatures:
 
     Attributes:
         num_tokens: Number of visual tokens.
-        rows: `[num_tokens, H]` in host memory; None until a forward pass has computed them.
+        rows: `[num_tokens, levels * H]` in host memory; None until a forward pass has computed them.
     """
 
     num_tokens: int

@@ -97,7 +97,15 @@ def add_adapters(hf: Any, config: LoraConfig, base: str, seed: int) -> None:
         if config.dropout:
             layer.lora_dropout[ADAPTER_NAME] = GradOnlyDropout(config.dropout)
     if config.train_merger:
-        hf.model.visual.merger.requires_grad_(True)
+        for merger in vision_mergers(hf).values():
+            merger.requires_grad_(True)
+
+
+def vision_mergers(hf: Any) -> dict[str, nn.Module]:
+    """Return the merger of the vision tower, and those of deepstack, by their names in the tower."""
+    visual = hf.model.visual
+    deepstack = enumerate(getattr(visual, "deepstack_merger_list", ()))
+    return {"merger": visual.merger} | {f"deepstack_merger_list.{level}": merger for level, merger in deepstack}
 
 
 def _adapted_layers(hf: nn.Module) -> dict[str, Any]:
@@ -156,6 +164,7 @@ def peft_config(hf: Any) -> Any:
     """Return the adapter's config in peft's format."""
     settings = hf.peft_config[ADAPTER_NAME]
     settings.inference_mode = True
-    merger = any(parameter.requires_grad for parameter in hf.model.visual.merger.parameters())
-    settings.modules_to_save = ["merger"] if merger else None
+    mergers = vision_mergers(hf)
+    trained = any(parameter.requires_grad for parameter in mergers["merger"].parameters())
+    settings.modules_to_save = list(mergers) if trained else None
     return settings

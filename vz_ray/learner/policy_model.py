@@ -1,4 +1,4 @@
-"""The policy: an HF Qwen-VL model that returns log-probs of sampled tokens."""
+"""The policy: an HF model that returns log-probs of sampled tokens."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vz_ray.families import ModelShape, family_of, load_hf_config
 from vz_ray.learner.attention import PACKED_ATTENTION, packed_attention
 from vz_ray.learner.batch import MicroBatch
 from vz_ray.learner.checkpoint_shapes import check_tensor_shapes
@@ -15,11 +16,8 @@ from vz_ray.learner.example import SpecialTokenIds
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.packing import FlopCosts
 from vz_ray.learner.vision_tower import optimize_vision_tower, vision_tables
-from vz_ray.planning import ModelShape, text_flops, vision_flops
+from vz_ray.planning import text_flops, vision_flops
 from vz_ray.utils.errors import UserError
-
-SUPPORTED_MODEL_TYPES = ("qwen2_5_vl",)
-"""HF model types with verified positions, vision tower and weights."""
 
 
 def check_hf_checkpoint(directory: str | Path) -> Path:
@@ -42,17 +40,13 @@ def load_pretrained(directory: str | Path, dtype: torch.dtype) -> Any:
     """Load an unmodified HF model; weights from safetensors only, no code from the checkpoint.
 
     Raises:
-        UserError: The model type is not supported; see also `check_hf_checkpoint`, `check_tensor_shapes`.
+        UserError: The model family or its variant is not supported; see also `check_hf_checkpoint`,
+            `check_tensor_shapes`.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     path = check_hf_checkpoint(directory)
-    model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        # Other types load too, but compute image positions differently or inject features in several layers.
-        raise UserError(
-            f"model {str(path)!r} has type {model_type}; the learner supports {', '.join(SUPPORTED_MODEL_TYPES)}"
-        )
+    load_hf_config(path)
     check_tensor_shapes(path)
     return AutoModelForImageTextToText.from_pretrained(
         path,
@@ -64,20 +58,29 @@ def load_pretrained(directory: str | Path, dtype: torch.dtype) -> Any:
 
 
 class PolicyModel(nn.Module):
-    """Wrapper of an HF Qwen2.5-VL model; parameters keep their HF names under `hf.`.
+    """Wrapper of an HF model of a supported family; parameters keep their HF names under `hf.`.
 
     Args:
-        hf: `Qwen2_5_VLForConditionalGeneration` or a compatible model.
+        hf: A model like `Qwen2_5_VLForConditionalGeneration`.
         tokens: Special token ids.
         chunk: Number of sampled tokens whose logits exist at a time.
 
+    Attributes:
+        shape: Shape of the model.
+
     Raises:
-        UserError: The model has layers with sliding-window attention.
+        UserError: The family or its variant is not supported.
     """
 
     def __init__(self, hf: Any, tokens: SpecialTokenIds, *, chunk: int = 2048) -> None:
         super().__init__()
         self.tokens = tokens
+        family = family_of(hf.config.model_type)
+        family.check_config(hf.config)
+        self.shape = family.read_shape(hf.config)
+        if self.shape.text.linear:
+            # HF's linear attention has no boundaries between packed sequences.
+            raise UserError(f"{family.name}: the learner does not support layers with linear attention")
         optimize_vision_tower(hf.model.visual)
         _enable_packing(hf.model.language_model)
         hf.lm_head = LogprobHead(hf.lm_head, chunk)
@@ -93,11 +96,6 @@ class PolicyModel(nn.Module):
         """Load a checkpoint directory; see `load_pretrained` for errors."""
         hf = load_pretrained(directory, dtype)
         return cls(hf, SpecialTokenIds.from_pretrained(directory), chunk=chunk)
-
-    @property
-    def spatial_merge_size(self) -> int:
-        """Patches per side of one visual token."""
-        return int(self.hf.model.visual.spatial_merge_size)
 
     def forward(self, batch: MicroBatch, *, exclude_placeholders: bool = True) -> tuple[Tensor, Tensor]:
         """Return log-probs and entropies of the sampled tokens, float32 `[B, S]`; 0 where the mask is 0.
@@ -123,12 +121,16 @@ class PolicyModel(nn.Module):
         """Return the hidden states after the last norm, `[1, T, H]`."""
         embeddings = self.hf.get_input_embeddings()(batch.input_ids)
         features = self.image_features(batch).to(embeddings.dtype)
+        deepstack: dict[str, Any] = {}
         if len(batch.image_slots):
-            flat = embeddings.flatten(0, 1)
             if batch.cached_features is not None:
                 features = torch.cat([features, batch.cached_features.to(features.dtype)])
-            slot_features = features.index_select(0, batch.feature_index)
-            embeddings = flat.index_copy(0, batch.image_slots, slot_features).view_as(embeddings)
+            merged, *levels = features.index_select(0, batch.feature_index).split(embeddings.shape[-1], dim=-1)
+            embeddings = embeddings.flatten(0, 1).index_copy(0, batch.image_slots, merged).view_as(embeddings)
+            if levels:
+                is_image = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+                is_image[0, batch.image_slots] = True
+                deepstack = {"visual_pos_masks": is_image, "deepstack_visual_embeds": levels}
         else:
             # A rank without images must run the tower too; otherwise ZeRO-3's collectives hang.
             embeddings = embeddings + 0.0 * features.sum()
@@ -136,45 +138,44 @@ class PolicyModel(nn.Module):
         return text(
             inputs_embeds=embeddings,
             # With None the model would derive packing from the positions.
-            attention_mask={"full_attention": None},
+            attention_mask={"full_attention": None, "linear_attention": None},
             position_ids=batch.position_ids,
             use_cache=False,
             layout=batch.layout,
+            **deepstack,
         ).last_hidden_state
 
     def image_features(self, batch: MicroBatch) -> Tensor:
-        """Return the features of the uncached frames in order, `[visual tokens, H]`."""
+        """Return the features of the uncached frames in order, `[visual tokens, levels * H]`.
+
+        The merger's features come first; the others are those of deepstack.
+        """
         visual = self.hf.model.visual
-        tables = vision_tables(batch.grids, visual, batch.pixel_values.device)
+        tables = vision_tables(batch.grids, self.shape, batch.pixel_values.device)
         grids = torch.from_numpy(batch.grids)
         # HF's gradient checkpointing makes the tower's input require a gradient even if the tower is frozen.
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in visual.parameters())
         with torch.set_grad_enabled(trained):
             pixels = batch.pixel_values.to(visual.dtype)
-            output: Tensor = visual(pixels, grid_thw=grids, **tables).pooler_output
+            output = visual(pixels, grid_thw=grids, **tables)
+            levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+            features = torch.cat(levels, dim=-1) if len(levels) > 1 else levels[0]
         if entries := batch.computed_features:
-            for entry, rows in zip(entries, output.split([entry.num_tokens for entry in entries]), strict=True):
+            for entry, rows in zip(entries, features.split([entry.num_tokens for entry in entries]), strict=True):
                 entry.set(rows)
-        return output
+        return features
 
 
 def _enable_packing(text: Any) -> None:
     """Replace the attention of an HF text model by packed attention."""
     from transformers import AttentionInterface
 
-    layers = set(getattr(text.config, "layer_types", None) or ("full_attention",))
-    if layers != {"full_attention"}:
-        raise UserError(
-            f"the model has layers of type {', '.join(sorted(layers))}; the learner supports full_attention "
-            "only. If it was trained with full attention, set use_sliding_window to false in config.json."
-        )
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     text.config._attn_implementation = PACKED_ATTENTION
 
 
-def flop_costs(hf: Any) -> FlopCosts:
-    """Return the cost coefficients of a forward pass of this HF model."""
-    shape = ModelShape.from_hf_config(hf.config)
+def flop_costs(shape: ModelShape) -> FlopCosts:
+    """Return the cost coefficients of a forward pass of this model."""
     patches_per_token = shape.vision.merge_size**2
     return FlopCosts(
         token=text_flops(shape, tokens=1, pairs=0),

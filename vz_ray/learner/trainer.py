@@ -79,7 +79,7 @@ class Trainer:
         self.policy = PolicyModel.from_pretrained(config.model, dtype, chunk=config.logprob_chunk_tokens)
         self.image_spec = ImageSpec.from_pretrained(config.model)
         self.micro_batches = MicroBatchLoader(
-            config, self.rank_info, self.policy.tokens, self.image_spec, flop_costs(self.policy.hf)
+            config, self.rank_info, self.policy.tokens, self.image_spec, flop_costs(self.policy.shape)
         )
         self.policy.train()
         if config.gradient_checkpointing:
@@ -114,7 +114,7 @@ class Trainer:
     def encode(self, trajectories: Sequence[Trajectory]) -> list[Example]:
         """Convert trajectories to arrays and check them."""
         return [
-            encode_trajectory(trajectory, self.policy.tokens, self.policy.spatial_merge_size)
+            encode_trajectory(trajectory, self.policy.tokens, self.policy.shape.vision.merge_size)
             for trajectory in trajectories
         ]
 
@@ -223,7 +223,8 @@ class Trainer:
     def _create_feature_cache(self, policy: PolicyModel) -> FeatureCache | None:
         if not self.config.feature_cache_mib:
             return None
-        token_bytes = policy.hf.config.get_text_config().hidden_size * policy.hf.dtype.itemsize
+        vision = policy.shape.vision
+        token_bytes = vision.feature_levels * vision.out_hidden * policy.hf.dtype.itemsize
         return FeatureCache(self.config.feature_cache_mib * 2**20, token_bytes)
 
     def _build_mini_batches(self, groups: Sequence[Group]) -> list[MiniBatch]:

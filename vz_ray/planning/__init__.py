@@ -6,6 +6,5 @@ vLLM or DeepSpeed; formulas describe their allocations.
 """
 
 from vz_ray.planning.model_flops import head_flops, packed_pairs, text_flops, vision_flops
-from vz_ray.planning.model_shape import ModelShape
 
-__all__ = ["ModelShape", "head_flops", "packed_pairs", "text_flops", "vision_flops"]
+__all__ = ["head_flops", "packed_pairs", "text_flops", "vision_flops"]

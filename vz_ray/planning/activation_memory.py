@@ -1,6 +1,6 @@
 """Bytes that a forward pass saves for its backward pass, and their workspaces.
 
-Counted operation by operation for HF's Qwen2.5-VL with the learner's settings: attention that saves its
+Counted operation by operation for HF's models with the learner's settings: attention that saves its
 output and one float32 per row and head (`vz_ray.learner.attention`, `vz_ray.learner.vision_tower`), norms
 that compute in float32 and save that copy, an MLP that saves four intermediates, and log-probs by
 `vz_ray.learner.logprobs`. `dtype_bytes` is the size of a number: 2 in bfloat16, 4 in float32.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vz_ray.planning.model_shape import ModelShape, TextShape, VisionShape
+from vz_ray.families import ModelShape, TextShape, VisionShape
 
 FP32_BYTES = 4
 
@@ -30,8 +30,8 @@ class AttentionMemory:
 
     def saved_bytes(self, text: TextShape, dtype_bytes: int) -> int:
         """Return bytes per token and layer: queries, keys, values, log-sum-exps and the output."""
-        keys = round(self.gathered_keys * text.kv_dim) if self.fused else text.hidden
-        return dtype_bytes * (2 * text.hidden + 2 * keys) + FP32_BYTES * text.heads
+        keys = round(self.gathered_keys * text.kv_dim) if self.fused else text.query_dim
+        return dtype_bytes * (2 * text.query_dim + 2 * keys) + FP32_BYTES * text.heads
 
 
 FUSED_ATTENTION = AttentionMemory()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vz_ray.config.run import GrpoRunConfig
+from vz_ray.families import ModelShape
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.config_changes import format_setting, with_values
-from vz_ray.planning.model_shape import ModelShape
 from vz_ray.planning.planner import PlannableConfig, ResourcePlan, make_plan
 from vz_ray.utils.errors import UserError
 

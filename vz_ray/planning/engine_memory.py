@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vz_ray.config.rollout import EngineConfig
+from vz_ray.families import ModelShape
 from vz_ray.planning.activation_memory import frozen_tower_bytes
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem
-from vz_ray.planning.model_shape import ModelShape
 
 KV_BLOCK_TOKENS = 16
 """Tokens per block of the KV cache on GPUs."""
@@ -79,7 +79,7 @@ def engine_memory(
     dtype_bytes, shards = 4 if engine.dtype == "float32" else 2, engine.tensor_parallel_size
     items = _fixed_items(shape, engine, dtype_bytes, max_image_pixels)
     kv_heads = max(1, shape.text.kv_heads // shards)
-    per_token = 2 * dtype_bytes * shape.text.layers * kv_heads * shape.text.head_dim
+    per_token = 2 * dtype_bytes * shape.text.attention_layers * kv_heads * shape.text.head_dim
     # vLLM captures graphs after it allocates the KV cache, outside `gpu_memory_utilization`.
     within_limit = sum(item.bytes for item in items if item.name != CUDA_GRAPHS)
     if engine.kv_cache_gib is None:
@@ -111,11 +111,11 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
     """Return all items but the KV cache."""
     shards = engine.tensor_parallel_size
     text, vision = shape.text, shape.vision
-    visual_tokens = max_image_pixels // (vision.patch_size * vision.merge_size) ** 2
+    visual_tokens = max_image_pixels // vision.token_side**2
     prefill = dtype_bytes * MAX_NUM_BATCHED_TOKENS * (3 * text.intermediate // shards + 4 * text.hidden)
     encoder = frozen_tower_bytes(vision, dtype_bytes, visual_tokens * vision.merge_size**2) // shards
     sampling = 3 * 4 * engine.max_num_seqs * text.vocab_size
-    features = dtype_bytes * _encoder_tokens(shape, max_image_pixels) * text.hidden
+    features = dtype_bytes * _encoder_tokens(shape, max_image_pixels) * vision.feature_levels * text.hidden
     return [
         MemoryItem(
             "weights",
@@ -131,8 +131,7 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
 
 def _encoder_tokens(shape: ModelShape, max_image_pixels: int) -> int:
     """Return the visual tokens of the encoder cache: one step's tokens, or one image if it is larger."""
-    token_side = shape.vision.patch_size * shape.vision.merge_size
-    return max(MAX_NUM_BATCHED_TOKENS, max_image_pixels // token_side**2)
+    return max(MAX_NUM_BATCHED_TOKENS, max_image_pixels // shape.vision.token_side**2)
 
 
 def _round_to_blocks(tokens: int) -> int:

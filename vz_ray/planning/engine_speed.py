@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from vz_ray.families import ModelShape
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.episode_budget import CLIP_TEXT_TOKENS, EpisodeBudget
-from vz_ray.planning.model_shape import ModelShape
 
 ZOOM_CPU_S = 0.184
 """CPU seconds to decode a zoom of a video of 640x360 (docs/decode.md)."""

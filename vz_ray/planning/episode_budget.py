@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.planning.model_shape import VisionShape
+from vz_ray.families import VisionShape
 
 PROMPT_TOKENS = 450
 """Assumed tokens of system prompt, question and choices with conf/prompt/zoom.yaml."""
@@ -41,7 +41,7 @@ class FrameBudget:
         Raises:
             ValueError: `max_pixels` is less than one visual token.
         """
-        max_tokens = config.max_pixels // (vision.patch_size * vision.merge_size) ** 2
+        max_tokens = config.max_pixels // vision.token_side**2
         if max_tokens < 1:
             raise ValueError(f"episode.max_pixels is {config.max_pixels}; it must hold at least one visual token")
         sizes = [(rows, max_tokens // rows) for rows in range(1, max_tokens + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vz_ray.families import ModelShape
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.model_flops import (
     BACKWARD_FACTOR,
@@ -14,7 +15,6 @@ from vz_ray.planning.model_flops import (
     vision_flops,
     vision_pairs,
 )
-from vz_ray.planning.model_shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vz_ray.config.learner import LearnerConfig
+from vz_ray.families import ModelShape
 from vz_ray.planning import activation_memory
 from vz_ray.planning.activation_memory import FP32_BYTES
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem, MemoryPhase
 from vz_ray.planning.learner_flops import split_group
-from vz_ray.planning.model_shape import ModelShape
 from vz_ray.planning.trainable_params import TrainableParams, count_trainable_params
 from vz_ray.utils.errors import UserError
 

@@ -1,4 +1,4 @@
-"""FLOPs of a Qwen2.5-VL forward pass; a multiply-add counts as two.
+"""FLOPs of a forward pass; a multiply-add counts as two.
 
 Only matrix products and attention are counted; norms, activations and rotary embeddings are below one
 percent. The backward pass takes twice the forward FLOPs for trained matrices and once for frozen matrices
@@ -7,10 +7,12 @@ that gradients pass through. Gradient checkpointing adds one more forward pass.
 
 from __future__ import annotations
 
-from vz_ray.planning.model_shape import ModelShape, VisionShape
+from vz_ray.families import ModelShape, TextShape, VisionShape
 
 BACKWARD_FACTOR = 2
 """FLOPs of a backward pass relative to the forward pass: gradients of inputs and weights."""
+DELTA_RULE_CHUNK = 64
+"""Tokens that the gated delta rule computes at a time."""
 FROZEN_BACKWARD_FACTOR = 1
 """The same for frozen matrices: gradients of the inputs only."""
 
@@ -21,10 +23,25 @@ def text_flops(shape: ModelShape, tokens: int, pairs: int) -> int:
     Args:
         shape: Shape of the model.
         tokens: Number of tokens.
-        pairs: Query-key pairs in one layer. See `causal_pairs` and `packed_pairs`.
+        pairs: Query-key pairs in one layer of full attention. See `causal_pairs` and `packed_pairs`.
     """
     text = shape.text
-    return text.layers * (2 * tokens * text.layer_weights + 4 * pairs * text.hidden)
+    attention = 4 * pairs * text.attention_layers * text.query_dim
+    return 2 * tokens * text.matrix_weights + attention + tokens * _delta_rule_flops(text)
+
+
+def _delta_rule_flops(text: TextShape) -> int:
+    """Return the FLOPs per token of the gated delta rule in all layers, computed in chunks.
+
+    Per head: products of queries and keys within a chunk, the triangular solve, the chunk's values, and three
+    products with the recurrent state. The convolution is below one percent.
+    """
+    linear = text.linear
+    if linear is None:
+        return 0
+    keys, values, chunk = linear.key_head_dim, linear.value_head_dim, DELTA_RULE_CHUNK
+    within_chunk = 4 * chunk * keys + chunk * (keys + values) + 2 * chunk * values
+    return linear.layers * linear.value_heads * (within_chunk + 6 * keys * values)
 
 
 def head_flops(shape: ModelShape, tokens: int) -> int:
@@ -62,6 +79,8 @@ def vision_pairs(vision: VisionShape, rows: int, columns: int) -> int:
 
     Windows start at the upper left corner; windows at the other edges may be smaller.
     """
+    if not vision.window_size:
+        return vision.depth * (rows * columns) ** 2
     full = len(vision.full_attention_blocks)
     side = vision.window_size // vision.patch_size // vision.merge_size * vision.merge_size
     heights, widths = _window_sides(rows, side), _window_sides(columns, side)

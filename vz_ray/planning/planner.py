@@ -10,6 +10,7 @@ from vz_ray.config import load_config
 from vz_ray.config.load import sets_section
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.families import ModelShape, load_model_shape, processor_max_pixels
 from vz_ray.planning import learner_flops
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.colocation import state_bytes, take_turns
@@ -24,7 +25,6 @@ from vz_ray.planning.learner_memory import (
     worst_case_batch,
 )
 from vz_ray.planning.model_flops import BACKWARD_FACTOR, FROZEN_BACKWARD_FACTOR
-from vz_ray.planning.model_shape import ModelShape, load_model_shape, processor_max_pixels
 from vz_ray.planning.trainable_params import TrainableParams, count_trainable_params
 from vz_ray.utils.errors import UserError
 

@@ -14,12 +14,12 @@ from vz_ray.config.fields import set_derived_values
 from vz_ray.config.run import GrpoRunConfig, RolloutRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.config.timeouts import PLANNED_TIMEOUTS
+from vz_ray.families import ModelShape, load_model_shape, processor_max_pixels
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.engine_memory import EngineMemory, engine_memory
 from vz_ray.planning.engine_speed import EngineSpeed
 from vz_ray.planning.episode_budget import longest_episode
 from vz_ray.planning.learner_time import learner_time
-from vz_ray.planning.model_shape import ModelShape, load_model_shape, processor_max_pixels
 from vz_ray.planning.planner import make_plan
 from vz_ray.utils.errors import UserError
 

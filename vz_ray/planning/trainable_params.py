@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vz_ray.config.learner import LearnerConfig, LoraConfig
-from vz_ray.planning.model_shape import ModelShape
-
-_TEXT_PREFIX, _VISION_PREFIX = "model.language_model.", "model.visual."
+from vz_ray.families import FAMILIES, TEXT_PREFIX, VISION_PREFIX, ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,48 +54,20 @@ def count_trainable_params(shape: ModelShape, learner: LearnerConfig) -> Trainab
 
 def _count_adapter_params(shape: ModelShape, lora: LoraConfig) -> TrainableParams:
     """Count A `[rank, in]` and B `[out, rank]` of each matching layer, and the merger if it is trained."""
-    linear = dict(adaptable_layers(shape))
+    linear = dict(FAMILIES[shape.model_type].linear_layers(shape))
     adapted = {name: linear[name] for name in lora.match_layers(list(linear))}
-    counts = dict.fromkeys((_TEXT_PREFIX, _VISION_PREFIX), 0)
+    counts = dict.fromkeys((TEXT_PREFIX, VISION_PREFIX), 0)
     for name, sizes in adapted.items():
-        counts[_TEXT_PREFIX if name.startswith(_TEXT_PREFIX) else _VISION_PREFIX] += lora.rank * sum(sizes)
+        counts[TEXT_PREFIX if name.startswith(TEXT_PREFIX) else VISION_PREFIX] += lora.rank * sum(sizes)
     merger = shape.vision.merger_parameters if lora.train_merger else 0
     tensors = [lora.rank * max(sizes) for sizes in adapted.values()]
     if lora.train_merger:
         tensors.append(shape.vision.merger_hidden**2)
-    inputs = sum(sizes[0] for name, sizes in adapted.items() if name.startswith(_TEXT_PREFIX))
+    inputs = sum(sizes[0] for name, sizes in adapted.items() if name.startswith(TEXT_PREFIX))
     return TrainableParams(
-        text=counts[_TEXT_PREFIX],
-        vision=counts[_VISION_PREFIX] + merger,
+        text=counts[TEXT_PREFIX],
+        vision=counts[VISION_PREFIX] + merger,
         frozen=shape.parameters - merger,
         largest_tensor=max(tensors),
         dropout_inputs=inputs if lora.dropout else 0,
     )
-
-
-def adaptable_layers(shape: ModelShape) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the HF name and the input and output sizes of each linear layer that may have an adapter.
-
-    The patch projection and `lm_head` are excluded: they are not linear layers in the learner.
-    """
-    text, vision = shape.text, shape.vision
-    for block in range(vision.depth):
-        name = f"{_VISION_PREFIX}blocks.{block}."
-        yield f"{name}attn.qkv", (vision.hidden, 3 * vision.hidden)
-        yield f"{name}attn.proj", (vision.hidden, vision.hidden)
-        yield from _mlp_layers(name, vision.hidden, vision.intermediate)
-    yield f"{_VISION_PREFIX}merger.mlp.0", (vision.merger_hidden, vision.merger_hidden)
-    yield f"{_VISION_PREFIX}merger.mlp.2", (vision.merger_hidden, vision.out_hidden)
-    for layer in range(text.layers):
-        name = f"{_TEXT_PREFIX}layers.{layer}."
-        yield f"{name}self_attn.q_proj", (text.hidden, text.hidden)
-        yield f"{name}self_attn.k_proj", (text.hidden, text.kv_dim)
-        yield f"{name}self_attn.v_proj", (text.hidden, text.kv_dim)
-        yield f"{name}self_attn.o_proj", (text.hidden, text.hidden)
-        yield from _mlp_layers(name, text.hidden, text.intermediate)
-
-
-def _mlp_layers(name: str, hidden: int, intermediate: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    yield f"{name}mlp.gate_proj", (hidden, intermediate)
-    yield f"{name}mlp.up_proj", (hidden, intermediate)
-    yield f"{name}mlp.down_proj", (intermediate, hidden)
