@@ -148,7 +148,7 @@ class TinyFamily(ABC):
     def _initialize(self, model: Any) -> None: ...
 
 
-class TinyQwen2_5VL(TinyFamily):  # noqa: N801 - the family's name
+class TinyQwen2_5VL(TinyFamily):
     """Attention has biases, which make the score of an earlier position independent of the tokens."""
 
     name = "qwen2_5_vl"
@@ -312,7 +312,7 @@ class TinyQwen3VL(TinyFamily):
             norm.weight.fill_(init.MATCH_SCALE - self.norm_offset)
 
 
-class TinyQwen3_5(TinyQwen3VL):  # noqa: N801 - the family's name
+class TinyQwen3_5(TinyQwen3VL):
     """The second of every three layers has linear attention, with the head size that vLLM's CPU kernel accepts.
 
     Full attention has an output gate, which starts at one half, and rotary positions in a quarter of the
