@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.chat_format_loader import load_chat_format
+from vz_ray.env.chat_format import ChatFormat
 from vz_ray.monitoring.progress import Progress
 from vz_ray.needle.curriculum import (
     MAX_NAMING_FRAMES,
@@ -150,7 +152,6 @@ def build_base_model(
         UserError: `directory` exists, or `start` is missing.
     """
     import torch
-    from transformers import AutoTokenizer
 
     if directory.exists():
         raise UserError(f"{directory} exists; choose another directory or delete it")
@@ -166,7 +167,7 @@ def build_base_model(
             family=training.family,
             start=find_resource(start) if find_tiny_family(training.family).starts_from_base else None,
         )
-    chat_format = ChatFormat(AutoTokenizer.from_pretrained(work_dir), PromptTemplate.load(prompt))
+    chat_format = load_chat_format(work_dir, EpisodeConfig(prompt=prompt))
     with Progress() as progress, progress.stage("base", training.steps) as stage:
 
         def log(step: int, values: Mapping[str, float]) -> None:
@@ -300,9 +301,9 @@ def _accumulate_gradients(
     from vz_ray.learner.packing import plan_micro_batches
 
     assert isinstance(spec, ImageSpec)
-    examples, pixels, frame_side = [], {}, spec.patch_size * spec.merge_size
+    examples, pixels = [], {}
     for number, lesson in enumerate(lessons):
-        trajectory, frames = lesson_to_trajectory(lesson, chat_format, number, frame_side)
+        trajectory, frames = lesson_to_trajectory(lesson, chat_format, number)
         examples.append(encode_trajectory(trajectory, policy.tokens, spec.merge_size))
         pixels.update(frames)
     total = sum(len(example.sampled_positions) for example in examples)

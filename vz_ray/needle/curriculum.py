@@ -285,19 +285,11 @@ def _describe(video: NeedleVideo, time_s: float) -> str:
 # -- trajectories -------------------------------------------------------------
 
 
-def lesson_to_trajectory(
-    lesson: Lesson, chat_format: ChatFormat, number: int, frame_side: int
-) -> tuple[Trajectory, dict[str, RGB]]:
-    """Convert a lesson to a trajectory; also return the pixels of its frames by digest.
-
-    Args:
-        lesson: Questions and frame times.
-        chat_format: Prompt template and tokenizer.
-        number: Sample number of the trajectory.
-        frame_side: Side of the frames in pixels.
-    """
-    frames = _render(lesson.video, lesson.frame_times_s, frame_side)
-    clip = _render(lesson.video, lesson.clip_times_s, frame_side)
+def lesson_to_trajectory(lesson: Lesson, chat_format: ChatFormat, number: int) -> tuple[Trajectory, dict[str, RGB]]:
+    """Convert a lesson to a trajectory; also return the pixels of its frames by digest. A frame is one visual token."""
+    side = chat_format.grid.side
+    frames = _render(lesson.video, lesson.frame_times_s, side)
+    clip = _render(lesson.video, lesson.clip_times_s, side)
     observations = [
         chat_format.encode_observation(question, (), end_sampled=True) for question, _ in lesson.questions[1:]
     ]
