@@ -10,6 +10,7 @@ from tests.learner.rank_worker import small_training_data
 from tests.learner.training_data import TrainingData, small_model
 from vz_ray.families import FAMILIES
 
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen2.5-VL checkpoint with random weights."""
