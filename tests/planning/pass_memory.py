@@ -47,7 +47,7 @@ def build_on_meta(config: Any) -> Any:
 def make_wide_training_data(directory: Path) -> TrainingData:
     """Return one group of four samples with frames of 64 patches."""
     model = build_tiny_model(directory, TEXTS, config=SHAPE)
-    return make_training_data(model, groups=1, samples=4, overview=12, clip=6, side=(112,))
+    return make_training_data(model, groups=1, samples=4, overview=12, clip=6, sides=(4,))
 
 
 def pack_batch(data: TrainingData, policy: PolicyModel) -> MicroBatch:
