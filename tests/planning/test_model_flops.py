@@ -1,8 +1,7 @@
-"""FLOP formulas against torch's FlopCounterMode over HF modules, at 7B size on the meta device."""
+"""FLOP formulas against torch's FlopCounterMode over HF modules, at released sizes on the meta device."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.config.qwen_7b import architecture
-from tests.planning.pass_memory import build_on_meta, make_wide_training_data, pack_batch
+from tests.families.hf_configs import build_on_meta, hf_config
+from tests.planning.pass_memory import MODEL_TYPES, pack_batch, wide_policy
 from vz_ray.config.learner import LoraConfig
-from vz_ray.families import ModelShape, model_shape
+from vz_ray.families import FAMILIES, ModelShape, load_model_shape
 from vz_ray.learner.lora import add_adapters
-from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.learner.vision_tower import vision_tables
 from vz_ray.planning.model_flops import (
     FROZEN_BACKWARD_FACTOR,
@@ -31,16 +29,19 @@ GRIDS = [(1, 16, 32), (1, 20, 12), (1, 2, 2)]
 """Full windows, partial windows, and a single visual token."""
 
 
+SIZES = {"qwen2_5_vl": "Qwen2.5-VL-7B", "qwen3_vl": "Qwen3-VL-8B", "qwen3_5": "Qwen3.5-4B"}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def shape(request: pytest.FixtureRequest) -> ModelShape:
+    return load_model_shape(SIZES[request.param])
+
+
 @pytest.fixture(scope="module")
-def model() -> Any:
-    config = architecture()
+def model(shape: ModelShape) -> Any:
+    config = hf_config(shape)
     config._attn_implementation = "eager"
     return build_on_meta(config).eval()
-
-
-@pytest.fixture(scope="module")
-def shape(model: Any) -> ModelShape:
-    return model_shape(model.config)
 
 
 def count_flops(call: Any) -> int:
@@ -50,7 +51,8 @@ def count_flops(call: Any) -> int:
 
 
 def test_text_flops_match_torch(model: Any, shape: ModelShape) -> None:
-    length = 300
+    # Linear attention is computed in chunks of 64 tokens.
+    length = 320
     states = torch.empty(1, length, shape.text.hidden, device="meta")
     positions = torch.empty(3, 1, length, dtype=torch.long, device="meta")
 
@@ -58,7 +60,7 @@ def test_text_flops_match_torch(model: Any, shape: ModelShape) -> None:
         model.model.language_model(
             inputs_embeds=states,
             position_ids=positions,
-            attention_mask={"full_attention": None},
+            attention_mask={"full_attention": None, "linear_attention": None},
             use_cache=False,
         )
 
@@ -71,12 +73,12 @@ def test_head_flops_match_torch(model: Any, shape: ModelShape) -> None:
     assert count_flops(lambda: model.lm_head(states)) == head_flops(shape, 7)
 
 
-def test_adapter_backward_flops_match_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", MODEL_TYPES)
+def test_adapter_backward_flops_match_torch(family: str) -> None:
     """torch does not count CPU attention, and the first layer's inputs need no gradients."""
-    data = make_wide_training_data(tmp_path)
-    policy = PolicyModel.from_pretrained(data.model, chunk=10**9).train()
-    add_adapters(policy.hf, LoraConfig(rank=1), str(data.model), seed=0)
-    batch = pack_batch(data, policy)
+    policy = wide_policy(family, torch.float32, chunk=10**9)
+    add_adapters(policy.hf, LoraConfig(rank=1), family, seed=0)
+    batch = pack_batch(policy)
     shape = policy.shape
     logprobs, entropy = policy(batch)
     with FlopCounterMode(display=False) as counter:
@@ -89,7 +91,8 @@ def test_adapter_backward_flops_match_torch(tmp_path: Path) -> None:
 def test_vision_flops_match_torch(model: Any, shape: ModelShape, grid: tuple[int, int, int]) -> None:
     visual, array = model.model.visual, np.asarray([grid])
     tables = vision_tables(array, shape, torch.device("cpu"))
-    tables["position_ids"] = torch.as_tensor(tables["position_ids"]).to("meta")
+    for name in {"position_ids", "interp_indices", "interp_weights"} & tables.keys():
+        tables[name] = torch.as_tensor(tables[name]).to("meta")
     patches = grid[1] * grid[2]
     pixels = torch.empty(patches, shape.vision.patch_elements, device="meta")
     flops = count_flops(lambda: visual(pixels, grid_thw=torch.from_numpy(array), **tables))
