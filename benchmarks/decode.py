@@ -44,7 +44,7 @@ from vz_ray.video.video_reader import VideoReader
 
 CLIP_S, CLIP_FPS, THREADS = 8.0, 2.0, 2
 OVERVIEW = OverviewRequest(fps=0.5, max_frames=64)
-SIZE = FrameSize(min_pixels=25_088, max_pixels=100_352)
+SIZE = FrameSize(min_pixels=25_088, max_pixels=100_352, factor=28)
 
 
 # -- readers ----------------------------------------------------------------

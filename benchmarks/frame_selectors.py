@@ -150,7 +150,7 @@ async def measure_overviews(
     uniform = OverviewRequest(
         episode_config.overview_fps, episode_config.overview_frames, episode_config.overview_spread
     )
-    size = FrameSize(episode_config.min_pixels, episode_config.max_pixels)
+    size = FrameSize(episode_config.min_pixels, episode_config.max_pixels, factor=28)
     started, clips = time.monotonic(), list[Clip]()
     for task in tasks:
         video = await decode_pool.probe(task.video)

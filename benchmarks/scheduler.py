@@ -123,7 +123,7 @@ def make_context(frames: int) -> TokenContext:
         for k in range(frames)
     )
     ids = tuple(token for k in range(frames) for token in (1000 + k, 1000, PAD_ID, 1001))
-    return TokenContext(ids, ((1, 16, 32),) * frames, refs, PAD_ID)
+    return TokenContext(ids, ((1, 16, 32),) * frames, refs, PAD_ID, merge_size=2)
 
 
 @dataclass

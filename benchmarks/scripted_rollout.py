@@ -212,4 +212,4 @@ class ScriptedWorkerClient(RayWorkerClient):
 
 
 def frame_size(config: Any) -> FrameSize:
-    return FrameSize(config.min_pixels, config.max_pixels)
+    return FrameSize(config.min_pixels, config.max_pixels, factor=28)

@@ -37,15 +37,15 @@ from typing import Any
 
 import httpx
 import psutil
-from transformers import AutoTokenizer
 
 from benchmarks.directive_agent import DirectiveAgent, DirectiveEngine
 from benchmarks.synthetic_video import make_video
 from benchmarks.workload import Workload
 from vz_ray.config import load_config
 from vz_ray.config.serve import ServeConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.decode import DecodePool
-from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams
@@ -195,13 +195,12 @@ class EngineBaseline:
 
 
 async def start_baseline(config: ServeConfig, log_dir: Path) -> EngineBaseline:
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
     decode_pool = DecodePool.start(config.clips)
     engine = await DirectiveEngine.start(
         MODEL, config.engine, name="baseline", log_file=log_dir / "baseline.log", training=False
     )
     await decode_pool.wait_until_ready()
-    chat_format = ChatFormat(tokenizer, PromptTemplate.load(config.episode.prompt))
+    chat_format = load_chat_format(MODEL, config.episode)
     return EngineBaseline(engine, decode_pool, chat_format, config)  # type: ignore[arg-type]
 
 

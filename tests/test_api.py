@@ -19,8 +19,8 @@ from tests.rewards.fake_endpoint import serve_endpoint
 from vz_ray.config.distill import TeacherConfig
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.rollout import EngineConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.episode_record import EpisodeRecord, append_records
-from vz_ray.data.sft_data import load_chat_format
 from vz_ray.env.events import ZoomRequested
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeStatus

@@ -16,8 +16,8 @@ from tests.distill.oracle_server import OracleServer
 from tests.needle.tiny_setup import make_train_tasks
 from tests.rewards.fake_endpoint import serve_endpoint
 from vz_ray.api import load_config
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.episode_record import EpisodeRecord, append_records
-from vz_ray.data.sft_data import load_chat_format
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import RewardParts
 from vz_ray.monitoring.metric_logger import MetricLogger

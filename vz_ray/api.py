@@ -226,7 +226,7 @@ class VideoAgent:
 async def _engine_policy(
     model: Path, episode: EpisodeConfig, engine: EngineConfig
 ) -> AsyncIterator[tuple[Policy, ChatFormat]]:
-    from vz_ray.data.sft_data import load_chat_format
+    from vz_ray.data.chat_format_loader import load_chat_format
     from vz_ray.rollout.vllm_engine import VllmEngine
 
     if not (model / "config.json").is_file():
@@ -246,7 +246,7 @@ async def _engine_policy(
 async def _endpoint_policy(
     endpoint: TeacherConfig, tokenizer: Path | str, episode: EpisodeConfig
 ) -> AsyncIterator[tuple[Policy, ChatFormat]]:
-    from vz_ray.data.sft_data import load_chat_format
+    from vz_ray.data.chat_format_loader import load_chat_format
     from vz_ray.distill.chat_messages import TeacherPrompt
     from vz_ray.distill.cost_ledger import CostLedger
     from vz_ray.distill.teacher_client import TeacherClient, TeacherPolicy

@@ -14,6 +14,7 @@ import torch
 
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.sft_file import (
     SampleEncodingError,
     SftFile,
@@ -22,7 +23,6 @@ from vz_ray.data.sft_file import (
     trajectory_to_sample,
 )
 from vz_ray.data.task_file import read_tasks
-from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.trajectory import ExternalAction
 from vz_ray.learner.batch import collate
 from vz_ray.learner.example import SpecialTokenIds, encode_trajectory
@@ -43,7 +43,7 @@ CONFIG = EpisodeConfig(
     prompt="conf/prompt/tiny.yaml", max_zoom_frames=8, max_images=64, max_context=2048,
     overview_frames=8, min_pixels=784, max_pixels=784,
 )  # fmt: skip
-SIZE = FrameSize(784, 784)
+SIZE = FrameSize(784, 784, 28)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["clean", "compat"])
 def chat_format(request, checkpoint):
-    from transformers import AutoTokenizer
-
-    compat = request.param == "compat"
-    prompt = "conf/prompt/compat.yaml" if compat else CONFIG.prompt
-    return ChatFormat(AutoTokenizer.from_pretrained(checkpoint), PromptTemplate.load(prompt), compat=compat)
+    prompt = "conf/prompt/compat.yaml" if request.param == "compat" else CONFIG.prompt
+    return load_chat_format(checkpoint, replace(CONFIG, prompt=prompt, chat_format=request.param))
 
 
 @pytest.fixture(scope="module")

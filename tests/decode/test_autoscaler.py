@@ -15,7 +15,7 @@ from vz_ray.config.clips import ClipsConfig
 from vz_ray.decode import DecodePool
 from vz_ray.video.frame import FrameSize, ZoomRequest
 
-SIZE = FrameSize(min_pixels=28 * 28, max_pixels=112 * 112)
+SIZE = FrameSize(min_pixels=28 * 28, max_pixels=112 * 112, factor=28)
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

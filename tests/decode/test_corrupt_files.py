@@ -15,7 +15,7 @@ from vz_ray.decode import DecodePool
 from vz_ray.video.errors import VideoError
 from vz_ray.video.frame import Clip, FrameSize, OverviewRequest, ZoomRequest
 
-SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
+SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56, factor=28)
 MUTANTS_PER_FILE = 32
 CONTAINERS = [
     VideoSpec("a.mp4", frames=100),

@@ -27,7 +27,7 @@ from vz_ray.video.frame_selection import SelectionParams, select_frames
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PARAMS = SelectionParams(OverviewRequest(2.0, 64), FrameSize(784, 12_544), 4)
+PARAMS = SelectionParams(OverviewRequest(2.0, 64), FrameSize(784, 12_544, 28), 4)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from vz_ray.video.errors import (
 from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
 from vz_ray.video.local_source import LocalFrameSource
 
-SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
+SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56, factor=28)
 
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -181,7 +181,7 @@ async def test_video_error_keeps_type_and_model_message(pool: DecodePool) -> Non
 
 async def test_unhandled_exception_becomes_video_error(pool: DecodePool, videos: list[str]) -> None:
     with pytest.raises(UnexpectedReadError, match=r"a\.mp4: reading failed with ZeroDivisionError"):
-        await pool.clip(videos[0], OverviewRequest(fps=1), FrameSize(factor=0))
+        await pool.clip(videos[0], OverviewRequest(fps=1), FrameSize(25_088, 100_352, factor=0))
     assert len((await pool.clip(videos[0], OverviewRequest(fps=1), SIZE)).frames) == 13
 
 

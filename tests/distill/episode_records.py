@@ -40,7 +40,7 @@ def make_record(
 ) -> EpisodeRecord:
     """Build an episode with the given zooms and an answer; `think` makes its transcript unique."""
     ref = FrameRef(content_hash or f"blake3:{video}", video, 0, 0.0, 28, 28, "s", "d", "0")
-    prompt = TokenContext((1, 2), ((1, 2, 2),), (ref,), pad_id=1)
+    prompt = TokenContext((1, 2), ((1, 2, 2),), (ref,), pad_id=1, merge_size=2)
     turns = []
     for zoom in zooms:
         a, b, fps = (zoom.start_s, zoom.end_s, zoom.fps) if isinstance(zoom, ZoomRequest) else (3, 1, 2)

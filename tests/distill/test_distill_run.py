@@ -33,7 +33,7 @@ from tests.small_run import (
     wait_until,
 )
 from vz_ray.config.data import SynthConfig
-from vz_ray.data.sft_data import load_chat_format
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.sft_file import SftFile
 from vz_ray.data.task_file import read_tasks
 from vz_ray.distill.teacher_runner import TeacherJob
@@ -95,7 +95,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> DistillSetup:
 def load_sft(path: Path, setup: DistillSetup) -> list[Trajectory]:
     """Load an SFT file like `vz-ray sft`."""
     with LocalFrameSource() as frames:
-        loading = SftFile.load(path).load_trajectories(setup.chat_format, FrameSize(784, 784), frames)
+        loading = SftFile.load(path).load_trajectories(setup.chat_format, FrameSize(784, 784, 28), frames)
         return asyncio.run(loading)
 
 

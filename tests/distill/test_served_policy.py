@@ -18,7 +18,7 @@ from tests.needle.tiny_setup import EPISODE_CONFIG
 from tests.rollout.hf_reference import HfReference
 from tests.small_run import ROOT
 from vz_ray.config.distill import TeacherConfig
-from vz_ray.data.sft_data import load_chat_format
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.distill.chat_messages import TeacherPrompt
 from vz_ray.distill.cost_ledger import CostLedger
 from vz_ray.distill.teacher_client import TeacherClient, TeacherPolicy

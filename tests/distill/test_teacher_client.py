@@ -72,7 +72,7 @@ def test_frames_are_sent_as_interleaved_images(config, tmp_path):
     assert body["messages"][0] == {"role": "system", "content": "You may zoom."}
     for number, data in enumerate(request_images(body)):
         (tmp_path / f"{number}.png").write_bytes(data)
-        shown = read_image(str(tmp_path / f"{number}.png"), FrameSize(784, 10**6))
+        shown = read_image(str(tmp_path / f"{number}.png"), FrameSize(784, 10**6, 28))
         np.testing.assert_array_equal(shown.rgb, MESSAGES[1].frames[number].rgb)
     assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == (
         "oracle",

@@ -10,7 +10,9 @@ import pytest
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.needle.tiny_model import build_tokenizer
 from vz_ray.video.frame import Clip, Frame, FrameRef, OverviewRequest, VideoInfo, ZoomRequest
+from vz_ray.video.image_grid import ImageGrid
 
+GRID = ImageGrid(patch_size=14, merge_size=2)
 SAMPLES = [
     '<think>red border at 12.00.</think><video_zoom>{"segment": [12.00, 24.00], "fps": 1}</video_zoom>',
     "<frame0_time12.00s><tool_response></tool_response><answer>A</answer>",
@@ -35,12 +37,12 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def chat_format(tokenizer):
-    return ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"))
+    return ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"), grid=GRID)
 
 
 @pytest.fixture(scope="session")
 def compat_chat_format(tokenizer):
-    return ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/compat.yaml"), compat=True)
+    return ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/compat.yaml"), grid=GRID, compat=True)
 
 
 @pytest.fixture

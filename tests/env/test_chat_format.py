@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from tests.env.conftest import make_clip
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.task import ChatHistory
 from vz_ray.env.trajectory import TokenContext
@@ -107,7 +109,8 @@ def test_name_depends_on_the_template(chat_format, compat_chat_format):
 
 
 def test_frame_template_is_configurable(chat_format):
-    custom = ChatFormat(chat_format.tokenizer, replace(chat_format.template, frame="{number}:{image}{time:.1f}"))
+    template = replace(chat_format.template, frame="{number}:{image}{time:.1f}")
+    custom = ChatFormat(chat_format.tokenizer, template, grid=chat_format.grid)
     assert custom.format_frames(make_clip([8.0, 9.5]).frames) == f"0:{IMAGE}8.01:{IMAGE}9.5"
     assert custom.name != chat_format.name
 
@@ -136,6 +139,26 @@ def test_context_with_mismatched_images_is_rejected() -> None:
 
 def test_context_expands_pads_to_visual_tokens() -> None:
     refs = (FrameRef("v", "v.mp4", 0, 0.0, 56, 28, "bicubic", "av", "00"),) * 2
-    context = TokenContext((5, 7, 6, 7), ((1, 2, 4), (1, 4, 4)), refs, pad_id=7)
+    context = TokenContext((5, 7, 6, 7), ((1, 2, 4), (1, 4, 4)), refs, pad_id=7, merge_size=2)
     assert context.expanded_ids == (5, 7, 7, 6, 7, 7, 7, 7)
     assert context.num_tokens == len(context.expanded_ids)
+
+
+def test_context_with_images_needs_a_merge_size() -> None:
+    ref = FrameRef("v", "v.mp4", 0, 0.0, 56, 28, "bicubic", "av", "00")
+    with pytest.raises(ValueError, match="merge_size is 0"):
+        TokenContext((5, 7), ((1, 2, 4),), (ref,), pad_id=7)
+
+
+@pytest.mark.parametrize(("compat", "name"), [(False, "clean-94cf9620966d"), (True, "compat-93572e4e812f")])
+def test_names_of_qwen2_5_vl_are_stable(compat, name) -> None:
+    """Records and SFT data refer to the name; it must not change for Qwen2.5-VL."""
+    episode = EpisodeConfig(
+        chat_format="compat" if compat else "clean", prompt=f"conf/prompt/{'compat' if compat else 'zoom'}.yaml"
+    )
+    assert load_chat_format("assets/tiny-base", episode).name == name
+
+
+def test_template_needs_the_text_of_a_frame(chat_format) -> None:
+    with pytest.raises(UserError, match="no key frame"):
+        ChatFormat(chat_format.tokenizer, replace(chat_format.template, frame=""), grid=chat_format.grid)

@@ -48,7 +48,7 @@ def contexts(draw: st.DrawFn) -> TokenContext:
     frames = draw(st.lists(refs, max_size=4))
     grids = tuple((1, draw(st.integers(2, 40)), draw(st.integers(2, 40))) for _ in frames)
     text = [token for token in draw(ids) if token != PAD]
-    return TokenContext((*text, *[PAD] * len(frames)), grids, tuple(frames), PAD)
+    return TokenContext((*text, *[PAD] * len(frames)), grids, tuple(frames), PAD, merge_size=2)
 
 
 spans = st.lists(st.builds(VersionSpan, st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), max_size=3).map(tuple)
@@ -114,7 +114,7 @@ def test_round_trip_is_exact(trajectory: Trajectory) -> None:
 def test_common_frame_fields_are_stored_once() -> None:
     uri = "/a/rather/long/path/to/a/video.mp4"
     frames = tuple(FrameRef("blake3:a", uri, 0, t / 2, 28, 28, "bicubic", "av", "00") for t in range(64))
-    prompt = TokenContext((1,) * 64, ((1, 16, 32),) * 64, frames, pad_id=1)
+    prompt = TokenContext((1,) * 64, ((1, 16, 32),) * 64, frames, pad_id=1, merge_size=2)
     text = json.dumps(trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.FAILED)))
     assert text.count(uri) == 1
     assert len(text) < 3000
@@ -143,3 +143,21 @@ def test_unknown_format_version_is_rejected() -> None:
     data = trajectory_to_dict(Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.FAILED))
     with pytest.raises(ValueError, match="version 999"):
         trajectory_from_dict({**data, "v": 999})
+
+
+def test_record_without_merge_size_has_that_of_qwen2_5_vl() -> None:
+    frames = (FrameRef("v", "v.mp4", 0, 0.0, 56, 56, "bicubic", "av", "00"),)
+    prompt = TokenContext((1, 2), ((1, 4, 4),), frames, pad_id=1, merge_size=2)
+    trajectory = Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.ANSWERED)
+    data = trajectory_to_dict(trajectory)
+    del data["prompt"]["merge"]
+    assert trajectory_from_dict(data) == trajectory
+
+
+def test_merge_size_is_recorded() -> None:
+    frames = (FrameRef("v", "v.mp4", 0, 0.0, 96, 96, "bicubic", "av", "00"),)
+    prompt = TokenContext((1, 2), ((1, 6, 6),), frames, pad_id=1, merge_size=3)
+    trajectory = Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (), EpisodeStatus.ANSWERED)
+    restored = trajectory_from_dict(json.loads(json.dumps(trajectory_to_dict(trajectory))))
+    assert restored == trajectory
+    assert restored.num_tokens == len(restored.expanded_ids) == 5

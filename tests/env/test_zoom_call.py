@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vz_ray.env.trajectory import RejectedZoom, ZoomErrorKind
-from vz_ray.env.zoom_call import parse_turn, with_fps
+from vz_ray.env.zoom_call import parse_turn, remove_reasoning, with_fps
 from vz_ray.video.frame import ZoomRequest
 
 
@@ -178,3 +178,44 @@ def test_rejection_with_fixed_fps_contains_the_call():
     text = call('{"segment": [90, 200], "fps": 4}')
     parsed = parse_turn(text, duration_s=100, max_frames=16, fixed_fps=2)
     assert parsed.zoom.requested == ZoomRequest(90.0, 200.0, 4.0)  # an invalid segment keeps the requested rate
+
+
+CALL = '<video_zoom>{"segment": [1, 2], "fps": 1}</video_zoom>'
+
+
+@pytest.mark.parametrize(
+    "reasoning",
+    [
+        f"{CALL} would show it",
+        f"{CALL}{CALL}",
+        "I may use <video_zoom> or <answer>",
+        "not <answer>A</answer>",
+        "<video_zoom>not json</video_zoom>",
+    ],
+)
+def test_quotes_in_reasoning_are_ignored(reasoning):
+    assert parse(f"<think>{reasoning}</think>{CALL}").zoom == ZoomRequest(1.0, 2.0, 1.0)
+    answered = parse(f"<think>{reasoning}</think><answer>B</answer>")
+    assert (answered.zoom, answered.answer) == (None, "B")
+    neither = parse(f"<think>{reasoning}</think>")
+    assert (neither.zoom, neither.answer) == (None, None)
+
+
+def test_several_reasoning_blocks_are_ignored():
+    parsed = parse(f"<think>{CALL}</think>so<think><answer>A</answer></think><answer>B</answer>")
+    assert (parsed.zoom, parsed.answer) == (None, "B")
+
+
+def test_call_in_unclosed_reasoning_counts_unless_it_must_close():
+    text = f"<think>look {CALL}"
+    assert parse(text).zoom == ZoomRequest(1.0, 2.0, 1.0)
+    strict = parse_turn(text, duration_s=100.0, max_frames=16, must_close_reasoning=True)
+    assert (strict.zoom, strict.answer) == (None, None)
+
+
+@given(st.text(alphabet="<>/think answervdo_zm{}", max_size=80))
+def test_removing_reasoning_is_idempotent(text):
+    assert "<think>" not in remove_reasoning(text, must_close=True)
+    assert remove_reasoning(remove_reasoning(text, must_close=True), must_close=True) == remove_reasoning(
+        text, must_close=True
+    )

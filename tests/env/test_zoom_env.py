@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.env.conftest import make_clip
+from tests.env.conftest import GRID, make_clip
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.env.serialization import trajectory_from_dict, trajectory_to_dict
 from vz_ray.env.task import Task
@@ -18,7 +18,6 @@ from vz_ray.env.trajectory import (
     SamplingParams,
     VersionSpan,
     ZoomErrorKind,
-    num_visual_tokens,
 )
 from vz_ray.env.zoom_env import EnvState, ZoomEnv
 
@@ -45,7 +44,7 @@ def zoom_once(env, chat_format):
 
 def check_invariants(trajectory, chat_format):
     slots = trajectory.expanded_ids.count(chat_format.pad_id)
-    assert slots == sum(num_visual_tokens(grid) for grid in trajectory.grids)
+    assert slots == sum(GRID.num_visual_tokens(grid) for grid in trajectory.grids)
     assert len(trajectory.frame_refs) == len(trajectory.grids)
     compact = sum(c.compact_ids.count(chat_format.pad_id) for c in trajectory.contexts)
     assert compact == len(trajectory.frame_refs)
@@ -185,7 +184,7 @@ def test_frame_sizes_determine_visual_tokens(chat_format, video):
     env.add_clip(make_clip([8.0], zoom, width=28, height=56))
     env.step(sampled(chat_format, ANSWER))
     trajectory = env.trajectory()
-    assert [num_visual_tokens(grid) for grid in trajectory.grids] == [6, 6, 2]
+    assert [GRID.num_visual_tokens(grid) for grid in trajectory.grids] == [6, 6, 2]
     check_invariants(trajectory, chat_format)
 
 

@@ -27,7 +27,7 @@ MakeResult = Callable[..., EvalResult]
 
 def frames_at(times: Sequence[float]) -> TokenContext:
     refs = tuple(FrameRef("blake3:v", "v.mp4", 0, time, 28, 28, "bicubic", "av", "00") for time in times)
-    return TokenContext((1,) * len(refs), ((1, 2, 2),) * len(refs), refs, pad_id=1)
+    return TokenContext((1,) * len(refs), ((1, 2, 2),) * len(refs), refs, pad_id=1, merge_size=2)
 
 
 @pytest.fixture

@@ -80,8 +80,8 @@ def ref(time_s: float) -> FrameRef:
 
 def record(name: str, uncertainty: float, draft: str | None, *, accuracy: float, **changes: object) -> EpisodeRecord:
     task = Task(name, "v.mp4", "What? A. disc B. ring", "B")
-    prompt = TokenContext((9, 9), ((1, 2, 2),) * 2, (ref(0), ref(1)), 9)
-    clip = TokenContext((9,), ((1, 2, 2),), (ref(2),), 9)
+    prompt = TokenContext((9, 9), ((1, 2, 2),) * 2, (ref(0), ref(1)), 9, merge_size=2)
+    clip = TokenContext((9,), ((1, 2, 2),), (ref(2),), 9, merge_size=2)
     gate = {"zoom": True, "kind": "choice", "uncertainty": uncertainty, "draft": draft}
     trajectory = Trajectory(
         EpisodeId(0, name, 0),

@@ -142,7 +142,7 @@ def test_frames_of_equal_bytes_and_other_shapes_differ(
     ref = replace(wide.frame_refs[0], digest="black", width=56, height=28)
     tall = replace(ref, width=28, height=56)
     image = policy.tokens.image
-    context = TokenContext((30, image, 31, image, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall), pad_id=image)
+    context = TokenContext((30, image, 31, image, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall), pad_id=image, merge_size=2)
     turn = Turn(ExternalAction("", (40, 41)), "", None, None)
     example = encode_trajectory(
         replace(wide, prompt=context, turns=(turn,)), policy.tokens, policy.shape.vision.merge_size

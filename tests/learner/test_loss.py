@@ -22,6 +22,7 @@ from vz_ray.learner.grpo_loss import (
     is_informative,
     loss_weights,
     low_variance_kl,
+    sequence_mismatch,
     truncated_importance_weights,
 )
 
@@ -285,6 +286,22 @@ def test_mismatch_ignores_external_tokens() -> None:
     assert (sums["compared"], sums["compared_stale"]) == (1, 1)
     assert sums["mismatch_kl"] == pytest.approx(math.exp(0.5) - 0.5 - 1)
     assert sums["mismatch_kl_stale"] == pytest.approx(math.exp(2.0) - 2.0 - 1)
+
+
+def test_sequence_mismatch_sums_over_a_trajectory() -> None:
+    """Rows: errors of one sign, errors that cancel, an external turn and padding, nothing to compare."""
+    nan = float("nan")
+    engine = torch.tensor([[-1.0, -1.0, -1.0], [-1.0, -1.0, -1.0], [-1.0, nan, -9.0], [nan, nan, -1.0]])
+    old = engine.nan_to_num(nan=-5.0) + torch.tensor(
+        [[-0.3, -0.3, -0.3], [0.5, -0.4, 0.0], [0.2, 1.0, 5.0], [1.0, 1.0, 1.0]]
+    )
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    sums, maximum = sequence_mismatch(old, engine, mask)
+    assert maximum == pytest.approx(0.9)
+    assert sums["compared_sequences"] == 3
+    assert sums["mismatch_sequence_abs_mean"] == pytest.approx(0.9 + 0.1 + 0.2)
+    assert sums["mismatch_sequence_outlier_rate"] == 1
+    assert sequence_mismatch(old[3:], engine[3:], mask[3:])[1] == 0
 
 
 def test_unknown_aggregation_is_refused() -> None:

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 from tests.small_run import SmallRun
 from vz_ray.config import load_config
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.episode_record import EpisodeRecord, append_records
-from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.task_file import read_tasks
 from vz_ray.learner import torchrun
 from vz_ray.learner.trainer import Trainer

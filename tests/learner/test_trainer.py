@@ -181,14 +181,14 @@ def test_first_step_has_zero_kl_and_ratio_one(data: TrainingData) -> None:
 
 
 def test_mismatch_metrics_measure_engine_difference(data: TrainingData) -> None:
-    """Engine log-probs equal the learner's, except for 0.25 on one token of one trajectory."""
+    """Engine log-probs equal the learner's, except for 0.75 on one token of one trajectory."""
     trainer = Trainer(small_config(data.model, 0, mini_batch_size=8))
     rows = iter(trainer.compute_logprobs(data.trajectories, data.pixels))
     groups, first = [], True
     for group in data.groups:
         trajectories = []
         for trajectory in group.trajectories:
-            left = [float(p) + (0.25 if first and i == 0 else 0.0) for i, p in enumerate(next(rows))]
+            left = [float(p) + (0.75 if first and i == 0 else 0.0) for i, p in enumerate(next(rows))]
             first, turns = False, []
             for turn in trajectory.turns:
                 own = tuple(left[: len(turn.action.token_ids)])
@@ -198,8 +198,11 @@ def test_mismatch_metrics_measure_engine_difference(data: TrainingData) -> None:
         groups.append(replace(group, trajectories=tuple(trajectories)))
     metrics = trainer.grpo_step(groups, data.pixels)
     tokens = sum(sum(t.loss_mask) for t in data.trajectories)
-    assert metrics["mismatch_abs_max"] == pytest.approx(0.25, abs=1e-5)
-    assert metrics["mismatch_kl"] == pytest.approx((np.exp(-0.25) + 0.25 - 1) / tokens, rel=1e-3)
+    assert metrics["mismatch_abs_max"] == pytest.approx(0.75, abs=1e-5)
+    assert metrics["mismatch_kl"] == pytest.approx((np.exp(-0.75) + 0.75 - 1) / tokens, rel=1e-3)
+    assert metrics["mismatch_sequence_abs_max"] == pytest.approx(0.75, abs=1e-4)
+    assert metrics["mismatch_sequence_abs_mean"] == pytest.approx(0.75 / len(data.trajectories), abs=1e-4)
+    assert metrics["mismatch_sequence_outlier_rate"] == pytest.approx(1 / len(data.trajectories))
 
 
 def test_uninformative_groups_change_nothing(data: TrainingData) -> None:

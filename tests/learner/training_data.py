@@ -76,7 +76,7 @@ class TrajectoryWriter:
             ids += [*self.text(between), self.ids["<|vision_start|>"]]
             ids += [self.ids["<|image_pad|>"], self.ids["<|vision_end|>"]]
         ids += self.text(after)
-        return TokenContext(tuple(ids), tuple(grids), refs, self.ids["<|image_pad|>"])
+        return TokenContext(tuple(ids), tuple(grids), refs, self.ids["<|image_pad|>"], merge_size=2)
 
     def turn(self, count: int, observation: TokenContext | None, temperature: float = 1.0) -> Turn:
         logprobs = tuple(float(p) for p in -self.rng.random(count) * 6)

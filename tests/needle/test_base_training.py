@@ -18,6 +18,7 @@ from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree, plan_micro_batches
 from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.needle.curriculum import lesson_to_trajectory, make_album_lesson, make_needle_lesson
+from vz_ray.video.image_grid import ImageGrid
 
 BASE = Path(__file__).parents[2] / "assets" / "tiny-base"
 
@@ -34,7 +35,7 @@ def base():
 def answer_accuracy(base, make_lesson, max_frames: int, count: int, prefix: str) -> float:
     """Return the share of questions with `prefix` that greedy decoding answers exactly."""
     policy, spec, tokenizer = base
-    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"))
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"), grid=ImageGrid(14, 2))
     rng, examples, pixels, lessons = random.Random(f"test/{max_frames}"), [], {}, []
     while len(lessons) < count:
         lesson = make_lesson(rng, max_frames)
@@ -83,7 +84,7 @@ def test_finds_borders_in_overview(base):
 def test_never_generates_zoom_calls(base, seed):
     """The probability of a zoom call is below 0.001 at every token of the turn, even if the prompt allows zooms."""
     policy, spec, tokenizer = base
-    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"))
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"), grid=ImageGrid(14, 2))
     (zoom_token,) = tokenizer.encode("<video_zoom>", add_special_tokens=False)
     lesson = make_needle_lesson(random.Random(seed), 16)
     trajectory, pixels = lesson_to_trajectory(lesson, chat_format, 0)

@@ -19,6 +19,7 @@ from vz_ray.needle.curriculum import (
     make_needle_lesson,
 )
 from vz_ray.needle.tiny_model import build_tokenizer
+from vz_ray.video.image_grid import ImageGrid
 
 
 @pytest.mark.parametrize("max_frames", [2, 6, 16, 64, 128])
@@ -76,7 +77,7 @@ def test_nothing_requires_border_without_flash():
 
 def test_clip_is_shown_before_its_questions():
     tokenizer = build_tokenizer(make_tokenizer_corpus(), 1792)
-    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"))
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"), grid=ImageGrid(14, 2))
     rng = random.Random(0)
     lessons = iter(lambda: make_needle_lesson(rng, 16), None)
     lesson = next(candidate for candidate in lessons if candidate.clip_times_s)
@@ -102,7 +103,7 @@ def test_span_ends_at_next_frame_or_video_end():
 
 def test_loss_mask_covers_all_answers():
     tokenizer = build_tokenizer(make_tokenizer_corpus(), 1792)
-    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"))
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"), grid=ImageGrid(14, 2))
     lesson = make_album_lesson(random.Random(3), 16)
     trajectory, pixels = lesson_to_trajectory(lesson, chat_format, 0)
     trained_ids = [i for i, on in zip(trajectory.expanded_ids, trajectory.loss_mask, strict=True) if on]

@@ -16,11 +16,12 @@ from vz_ray.eval.eval_metrics import all_events_visible
 from vz_ray.needle.exemplars import collect_exemplars, uniform_oracle_factory, zoom_oracle_factory
 from vz_ray.rewards import score_episode
 from vz_ray.utils.errors import UserError
+from vz_ray.video.image_grid import ImageGrid
 from vz_ray.video.local_source import LocalFrameSource
 
 
 def collect(tasks, tokenizer, episode_config, make_factory):
-    chat_format = ChatFormat(tokenizer, PromptTemplate.load(episode_config.prompt))
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load(episode_config.prompt), grid=ImageGrid(14, 2))
     with LocalFrameSource() as frames:
         factory = make_factory(chat_format)
         return asyncio.run(collect_exemplars(tasks, frames, chat_format, episode_config, factory))

@@ -93,7 +93,7 @@ def test_decoded_frames_match_rendering(dataset):
     task = next(t for t in read_tasks(files["test"]) if t.kind == "deep")
     (start, end), video = task.evidence_spans[0], plan_videos(config)["test"][1]
     with LocalFrameSource() as frames:
-        size = FrameSize(112 * 112, 112 * 112)
+        size = FrameSize(112 * 112, 112 * 112, 28)
         clip = asyncio.run(frames.clip(task.video, ZoomRequest(start, end, 1 / (end - start)), size))
         overview = asyncio.run(frames.clip(task.video, OverviewRequest(0.5, 16), size))
     for frame in (*clip.frames, *overview.frames):
@@ -106,7 +106,7 @@ def test_hour_long_video_works_like_short_ones(tmp_path):
     config = SynthConfig(directory=str(tmp_path / "needle"), **sizes)
     (video,) = plan_videos(config)["test"]
     tasks = read_tasks(synthesize(config)["test"])
-    size = FrameSize(112 * 112, 112 * 112)
+    size = FrameSize(112 * 112, 112 * 112, 28)
     with LocalFrameSource() as frames:
         info = asyncio.run(frames.probe(tasks[0].video))
         assert info.duration_s == pytest.approx(4096)

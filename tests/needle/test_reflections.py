@@ -27,6 +27,7 @@ from vz_ray.needle.reflections import (
 )
 from vz_ray.rewards import score_episode
 from vz_ray.utils.errors import UserError
+from vz_ray.video.image_grid import ImageGrid
 from vz_ray.video.local_source import LocalFrameSource
 
 REWARD = RewardConfig(max_zoom_frames=8)
@@ -34,7 +35,7 @@ REWARD = RewardConfig(max_zoom_frames=8)
 
 @pytest.fixture(scope="module")
 def chat_format(tokenizer):
-    return ChatFormat(tokenizer, PromptTemplate.load(EPISODE_CONFIG.prompt))
+    return ChatFormat(tokenizer, PromptTemplate.load(EPISODE_CONFIG.prompt), grid=ImageGrid(14, 2))
 
 
 class WrongPolicy:

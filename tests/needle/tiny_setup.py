@@ -12,6 +12,7 @@ from vz_ray.env.task import Task
 from vz_ray.needle.base_training import make_tokenizer_corpus
 from vz_ray.needle.synthesis import synthesize
 from vz_ray.needle.tiny_model import build_tokenizer
+from vz_ray.video.image_grid import ImageGrid
 
 EPISODE_CONFIG = EpisodeConfig(
     prompt="conf/prompt/tiny.yaml",
@@ -32,4 +33,8 @@ def make_train_tasks(directory: Path, videos: int, shot_s: list[int]) -> list[Ta
 
 
 def build_chat_format() -> ChatFormat:
-    return ChatFormat(build_tokenizer(make_tokenizer_corpus(), 1792), PromptTemplate.load(EPISODE_CONFIG.prompt))
+    return ChatFormat(
+        build_tokenizer(make_tokenizer_corpus(), 1792),
+        PromptTemplate.load(EPISODE_CONFIG.prompt),
+        grid=ImageGrid(14, 2),
+    )

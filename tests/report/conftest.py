@@ -42,7 +42,7 @@ SIZE = FrameSize(28 * 28, 28 * 28, 28)
 def make_context(clip: Clip) -> TokenContext:
     refs = clip.refs
     grids = tuple((1, ref.height // 14, ref.width // 14) for ref in refs)
-    return TokenContext((7,) * len(refs), grids, refs, pad_id=7)
+    return TokenContext((7,) * len(refs), grids, refs, pad_id=7, merge_size=2)
 
 
 def make_turn(text: str, zoom: ZoomRequest | RejectedZoom | None, observation: TokenContext | None) -> Turn:

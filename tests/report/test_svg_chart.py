@@ -91,7 +91,7 @@ def ref(time: float) -> FrameRef:
 
 
 def looked(times: list[float], zoom: ZoomRequest | None) -> Trajectory:
-    prompt = TokenContext((1,) * len(times), ((1, 2, 2),) * len(times), tuple(map(ref, times)), pad_id=1)
+    prompt = TokenContext((1,) * len(times), ((1, 2, 2),) * len(times), tuple(map(ref, times)), pad_id=1, merge_size=2)
     turn = Turn(ExternalAction("z", ()), "z", zoom, TokenContext(()))
     return Trajectory(EpisodeId(0, "t", 0), "clean", prompt, (turn,), EpisodeStatus.ANSWERED)
 

@@ -29,7 +29,7 @@ def make_long_trajectory(tokens: int, frames: int) -> Trajectory:
     refs = tuple(FrameRef("v", "v.mp4", 0, t / 2, 28, 28, "bicubic", "av", "00") for t in range(frames + 3))
 
     def context(part: tuple[FrameRef, ...]) -> TokenContext:
-        return TokenContext((7,) * len(part), ((1, 2, 2),) * len(part), part, pad_id=7)
+        return TokenContext((7,) * len(part), ((1, 2, 2),) * len(part), part, pad_id=7, merge_size=2)
 
     trajectory = make_trajectory("B", GOOD)
     first, last = trajectory.turns

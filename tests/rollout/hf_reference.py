@@ -13,11 +13,10 @@ import torch
 from blake3 import blake3
 
 from vz_ray.config.rollout import EngineConfig
-from vz_ray.env.chat_format import patch_grid
 from vz_ray.env.protocols import Prompt
-from vz_ray.env.trajectory import num_visual_tokens
 from vz_ray.needle.tiny_model import TinyModelConfig, build_tiny_model
 from vz_ray.video.frame import Frame, FrameRef
+from vz_ray.video.image_grid import ImageGrid
 from vz_ray.weight_sync import ParityProbe, ProbeScore
 
 TEXTS = (
@@ -76,6 +75,8 @@ class HfReference:
         self.processor = AutoProcessor.from_pretrained(path)
         self.tokenizer = self.processor.tokenizer
         self.banned = list(banned)
+        images = self.processor.image_processor
+        self.grid = ImageGrid(images.patch_size, images.merge_size)
 
     def prompt(self, text: str, frames: Sequence[Frame]) -> Prompt:
         """Encode `text` with one `<image>` per frame."""
@@ -107,7 +108,10 @@ class HfReference:
         frames = iter(prompt.frames)
         ids: list[int] = []
         for token in prompt.compact_ids:
-            ids += [token] * (num_visual_tokens(patch_grid(next(frames))) if token == pad else 1)
+            if token == pad:
+                ids += [pad] * self.grid.num_visual_tokens(self.grid.patch_grid(*next(frames).rgb.shape[:2]))
+            else:
+                ids.append(token)
         ids += sampled
         tokens = torch.tensor([ids], device=self.model.device)
         images = {"images": [f.rgb.copy() for f in prompt.frames], "return_tensors": "pt"}

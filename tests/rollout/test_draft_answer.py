@@ -21,6 +21,7 @@ from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, SamplingParams, Trajectory
 from vz_ray.env.zoom_gate import forced_prefix, option_entropy
 from vz_ray.rollout.vllm_engine import VllmEngine
+from vz_ray.video.image_grid import ImageGrid
 from vz_ray.video.local_source import LocalFrameSource
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -44,7 +45,7 @@ async def engine(model: Path, engine_config: EngineConfig) -> AsyncIterator[Vllm
 async def test_draft_logprobs_match_sampling(engine: VllmEngine, model: Path) -> None:
     reference = HfReference(model, engine.banned_token_ids)
     prompt = reference.prompt(ASK, [frame(0, 56, 56), frame(1, 28, 56)])
-    chat_format = ChatFormat(reference.tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"))
+    chat_format = ChatFormat(reference.tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"), grid=ImageGrid(14, 2))
     forced, options = forced_prefix(chat_format, "<think></think><answer>", ("A", "B", "C"))
     draft = await engine.draft_answer(prompt, forced, options, max_tokens=4, request_id="draft")
     continued = replace(prompt, compact_ids=(*prompt.compact_ids, *forced))
@@ -64,7 +65,9 @@ async def test_draft_logprobs_match_sampling(engine: VllmEngine, model: Path) ->
 async def test_gate_works_with_an_engine(engine: VllmEngine, model: Path, tmp_path: Path) -> None:
     task = replace(TASK, video=str(write_video(tmp_path, VideoSpec("v.mp4", frames=100))))
     chat_format = ChatFormat(
-        HfReference(model, engine.banned_token_ids).tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml")
+        HfReference(model, engine.banned_token_ids).tokenizer,
+        PromptTemplate.load("conf/prompt/tiny.yaml"),
+        grid=ImageGrid(14, 2),
     )
     config = EpisodeConfig(overview_frames=2, min_pixels=784, max_pixels=784, max_context=1024, max_turn_tokens=8)
 

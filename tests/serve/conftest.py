@@ -95,7 +95,7 @@ def application(served: GuardedServer, store: FileStore, files: UploadsConfig) -
         return await asyncio.to_thread(reader.probe, path)
 
     async def look(path: str) -> object:
-        return await asyncio.to_thread(reader.clip, path, ImageRequest(), FrameSize())
+        return await asyncio.to_thread(reader.clip, path, ImageRequest(), FrameSize(25_088, 100_352, 28))
 
     @app.get("/health")
     async def health() -> dict[str, bool]:

@@ -122,10 +122,10 @@ async def test_client_frames_match_their_zoom(chat_format):  # noqa: F811
     frames = ClientFrameSource(FakeFrameSource(), replayed, ["v.mp4"], stop_at_new_zoom=True)
     for _ in exchanges:  # the first call is rejected and requests no clip
         await replayed.generate(Prompt((), (), ()), SamplingParams(), request_id="r")
-    assert [frame.pts_s for frame in (await frames.clip("v.mp4", ZOOM, FrameSize())).frames] == [1.5]
+    assert [frame.pts_s for frame in (await frames.clip("v.mp4", ZOOM, FrameSize(25_088, 100_352, 28))).frames] == [1.5]
     await replayed.generate(Prompt((), (), ()), SamplingParams(), request_id="r")
     with pytest.raises(ClientZoomRequired):
-        await frames.clip("v.mp4", ZOOM, FrameSize())
+        await frames.clip("v.mp4", ZOOM, FrameSize(25_088, 100_352, 28))
 
 
 class SilentPolicy:

@@ -50,3 +50,18 @@ def test_only_possible_tags_are_held_back():
 def test_answer_is_the_last_answer_span(first, second):
     text = f"<answer>{first}</answer><answer>{second}</answer>"
     assert parse(text, [])[2].answer == extract_answer(text)
+
+
+@given(st.lists(st.integers(0, 120), max_size=30))
+def test_tags_inside_reasoning_are_text(cuts):
+    quoted = "use <answer>A</answer> or <video_zoom>x</video_zoom>"
+    reasoning, answer, parser = parse(f"<think>{quoted}</think><answer>B</answer><|im_end|>", cuts)
+    assert (reasoning, answer, parser.answer) == (quoted, "B", "B")
+
+
+def test_opened_reasoning_needs_no_tag():
+    parser = TagStreamParser(open_tag="<think>")
+    assert parser.feed("not <answer>A") == [("not <answer>A", False)]
+    assert parser.feed("not <answer>A</thi") == []
+    assert parser.feed("not <answer>A</think>\n\n<answer>B") == [("\n\n", False), ("B", True)]
+    assert parser.answer == "B"

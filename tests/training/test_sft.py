@@ -16,8 +16,9 @@ from tests.small_run import SmallRun, run_vz_ray
 from vz_ray.config import load_config
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.episode_record import EpisodeRecord, append_records, read_records
-from vz_ray.data.sft_data import load_chat_format, read_sft_data
+from vz_ray.data.sft_data import read_sft_data
 from vz_ray.data.sft_file import trajectory_to_sample
 from vz_ray.data.task_file import read_tasks
 from vz_ray.monitoring.metric_logger import read_metrics

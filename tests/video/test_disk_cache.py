@@ -15,7 +15,7 @@ from vz_ray.video.clip_reader import ClipReader
 from vz_ray.video.disk_cache import DiskCache
 from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
 
-SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
+SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56, factor=28)
 OVERVIEW = OverviewRequest(fps=2, max_frames=16)
 
 

@@ -12,15 +12,15 @@ from vz_ray.video.frame import FrameSize
 from vz_ray.video.frame_scaling import target_size
 
 SIZES = [
-    FrameSize(),
-    FrameSize(28 * 28, 28 * 28),
-    FrameSize(56 * 56, 14 * 14 * 4 * 1280),
+    FrameSize(25_088, 100_352, 28),
+    FrameSize(28 * 28, 28 * 28, 28),
+    FrameSize(56 * 56, 14 * 14 * 4 * 1280, 28),
     FrameSize(1024, 262144, 32),
 ]
 
 
 @settings(max_examples=2000, deadline=None)
-@example(29, 5615, FrameSize())
+@example(29, 5615, FrameSize(25_088, 100_352, 28))
 @given(st.integers(16, 8192), st.integers(16, 8192), st.sampled_from(SIZES))
 def test_target_size_is_stable_under_the_processor(width: int, height: int, size: FrameSize) -> None:
     expected = processor_fixed_point(width, height, size)

@@ -11,7 +11,7 @@ from vz_ray.video.frame_selection import SelectionParams, select_frames
 
 
 def make_params(max_frames: int, segments: float = 0.0, diversity: float = 0.0) -> SelectionParams:
-    return SelectionParams(OverviewRequest(), FrameSize(), max_frames, segments, diversity)
+    return SelectionParams(OverviewRequest(), FrameSize(25_088, 100_352, 28), max_frames, segments, diversity)
 
 
 def unit_vectors(*degrees: float) -> np.ndarray:

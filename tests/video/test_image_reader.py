@@ -26,7 +26,7 @@ from vz_ray.video.image_encoding import encode_image
 from vz_ray.video.image_reader import is_image, read_image
 from vz_ray.video.video_file import VideoLocator
 
-SIZE = FrameSize(min_pixels=784, max_pixels=100_352)
+SIZE = FrameSize(min_pixels=784, max_pixels=100_352, factor=28)
 
 
 @pytest.fixture
@@ -132,10 +132,10 @@ def megabytes(line):
     (row,) = [row for row in open("/proc/self/status") if row.startswith(line)]
     return int(row.split()[1]) // 1024
 
-read_image(sys.argv[1], FrameSize())
+read_image(sys.argv[1], FrameSize(25_088, 100_352, 28))
 before = megabytes("VmPeak")
 try:
-    read_image(sys.argv[2], FrameSize())
+    read_image(sys.argv[2], FrameSize(25_088, 100_352, 28))
 except VideoLimitExceededError:
     print(megabytes("VmPeak") - before)
 """

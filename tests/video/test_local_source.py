@@ -17,7 +17,7 @@ from vz_ray.video.errors import FrameMismatchError, InvalidFrameRequestError
 from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
 from vz_ray.video.local_source import LocalFrameSource
 
-SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
+SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56, factor=28)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ async def test_repeated_request_hits_the_cache(video: str) -> None:
 async def test_size_is_part_of_the_cache_make_key(video: str) -> None:
     with LocalFrameSource() as frames:
         small = await frames.clip(video, ZoomRequest(2, 3, fps=1), SIZE)
-        large = await frames.clip(video, ZoomRequest(2, 3, fps=1), FrameSize())
+        large = await frames.clip(video, ZoomRequest(2, 3, fps=1), FrameSize(25_088, 100_352, 28))
     assert small.frames[0].rgb.shape != large.frames[0].rgb.shape
     assert small.frames[0].pts_s == large.frames[0].pts_s
 

@@ -16,7 +16,7 @@ from vz_ray.video.errors import InvalidFrameRequestError
 from vz_ray.video.frame import FrameSize, OverviewRequest, SelectedFramesRequest
 from vz_ray.video.sampling import snap_to_keyframes, spread_indices
 
-SIZE = FrameSize(784, 784)
+SIZE = FrameSize(784, 784, 28)
 
 
 @pytest.fixture(scope="module")

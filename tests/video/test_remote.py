@@ -39,7 +39,7 @@ from vz_ray.video.remote import DownloadCache, DownloadRules
 from vz_ray.video.video_file import VideoLocator
 
 RULES = DownloadRules(private_hosts=("127.0.0.1",), timeout_s=20)
-ZOOM, SIZE = ZoomRequest(1, 3, fps=4), FrameSize(min_pixels=784, max_pixels=56 * 56)
+ZOOM, SIZE = ZoomRequest(1, 3, fps=4), FrameSize(min_pixels=784, max_pixels=56 * 56, factor=28)
 
 
 class Handler(BaseHTTPRequestHandler):

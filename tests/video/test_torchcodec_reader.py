@@ -19,7 +19,7 @@ from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
 from vz_ray.video.video_file import VideoLimits
 from vz_ray.video.video_reader import VideoReader
 
-SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
+SIZE = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56, factor=28)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from vz_ray.video.frame import FrameSize
 from vz_ray.video.video_file import VideoLimits
 from vz_ray.video.video_reader import VideoReader
 
-SMALL = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56)
+SMALL = FrameSize(min_pixels=28 * 28, max_pixels=56 * 56, factor=28)
 TESTDATA = Path(__file__).resolve().parents[3] / "shared" / "testdata"
 
 QUIET = "log-level=none:pools=none"

@@ -57,6 +57,10 @@ def clip(
     overview: Annotated[bool, typer.Option("--overview", help="Sample the whole video.")] = False,
     max_frames: Annotated[int, typer.Option(help="Maximum frames of an overview.", min=1)] = 64,
     max_pixels: Annotated[int, typer.Option(help="Maximum area of a frame in pixels.", min=1)] = 100_352,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint directory with the frame grid; default: that of Qwen2.5-VL.", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory for the images.", show_default=False)] = None,
     cache: Annotated[bool, typer.Option(help="Use the disk cache of frames.")] = True,
     decoder: Annotated[Literal["pyav", "torchcodec"], typer.Option(help="Decoder library.")] = "pyav",
@@ -65,17 +69,17 @@ def clip(
 
     Example: vz-ray clip talk.mp4 --segment 12.5 20 --fps 2 --out frames/
 
-    Example: vz-ray clip talk.mp4 --overview
+    Example: vz-ray clip talk.mp4 --overview --model models/Qwen3-VL-8B-Instruct --max-pixels 131072
     """
     from vz_ray.config.clips import ClipsConfig
-    from vz_ray.decode.clip_preview import preview_clip, print_preview
+    from vz_ray.decode.clip_preview import preview_clip, preview_size, print_preview
     from vz_ray.decode.reader_factory import build_reader
-    from vz_ray.video.frame import FrameSize, OverviewRequest, ZoomRequest
+    from vz_ray.video.frame import OverviewRequest, ZoomRequest
 
     if (segment is None) != overview:
         raise UserError("got none or both of --segment START END and --overview; give one")
     request = OverviewRequest(fps or 0.5, max_frames) if segment is None else ZoomRequest(*segment, fps or 2.0)
-    size = FrameSize(min_pixels=min(FrameSize().min_pixels, max_pixels), max_pixels=max_pixels)
+    size = preview_size(model, max_pixels)
     config = ClipsConfig(decoder=decoder)
     if not cache:
         config.disk_cache_gib = 0

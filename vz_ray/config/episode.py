@@ -15,6 +15,9 @@ class EpisodeConfig(Section):
 
     chat_format: str = choice("clean", "compat")
     """`clean`: the model's own chat template; `compat`: the exact bytes of the released weights' training."""
+    thinking: str = choice("auto", "on", "off")
+    """Reasoning block in the chat template (`enable_thinking`): `on` opens `<think>` at each turn, `off` does not,
+    `auto` is the template's default."""
     prompt: str = "conf/prompt/zoom.yaml"
     """File with the text of prompts, replies and errors."""
     max_rounds: int = number(5, minimum=1)
@@ -41,9 +44,11 @@ class EpisodeConfig(Section):
     gate: ZoomGateConfig = field(default_factory=ZoomGateConfig)
     """Zoom only if a draft answer is uncertain."""
     min_pixels: int = number(25088, above=0)
-    """Minimum area of a frame in pixels."""
+    """Minimum area of a frame in pixels; for Qwen3-VL and Qwen3.5 at least 65536, the minimum of their image
+    processor."""
     max_pixels: int = number(100352, minimum=1)
-    """Maximum area of a frame in pixels; the default is 128 visual tokens of 28 x 28."""
+    """Maximum area of a frame in pixels. The default is 128 visual tokens of Qwen2.5-VL (28 x 28 pixels); with
+    those of Qwen3-VL and Qwen3.5 (32 x 32) it is 98, and 131072 is 128."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,13 +9,12 @@ from typing import Any
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.episode_record import read_records
 from vz_ray.data.sft_file import SftFile
-from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.protocols import FrameSource
 from vz_ray.env.trajectory import Trajectory
 from vz_ray.utils.errors import UserError
-from vz_ray.video.frame import FrameSize
 
 
 def read_sft_data(config: SftRunConfig) -> SftFile | list[Trajectory]:
@@ -71,7 +70,7 @@ async def read_samples(
         UserError: An image cannot be read, or a trajectory exceeds `episode.max_context`.
     """
     chat_format, episode = load_chat_format(config.model, config.episode), config.episode
-    size = FrameSize(episode.min_pixels, episode.max_pixels)
+    size = chat_format.grid.frame_size(episode.min_pixels, episode.max_pixels)
     trajectories = await source.load_trajectories(chat_format, size, frames, on_progress)
     check_lengths(source.path, trajectories, episode)
     return trajectories
@@ -110,11 +109,3 @@ def check_lengths(path: Path, trajectories: Sequence[Trajectory], episode: Episo
                 f"{path}: trajectory {trajectory.id} has {trajectory.num_tokens} tokens, above "
                 f"episode.max_context ({episode.max_context})"
             )
-
-
-def load_chat_format(model: Path | str, episode: EpisodeConfig) -> ChatFormat:
-    """Load the chat format for a checkpoint directory and the episode settings."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
-    return ChatFormat(tokenizer, PromptTemplate.load(episode.prompt), compat=episode.chat_format == "compat")

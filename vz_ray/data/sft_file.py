@@ -64,6 +64,8 @@ def trajectory_to_sample(
             raise SampleEncodingError(
                 f"trajectory {trajectory.id}: a message contains the text {IMAGE_MARKER}, which marks a frame"
             )
+        if role == "assistant" and not chat_format.opens_reasoning:
+            text = text.removeprefix(chat_format.turn_prefix)  # part of the prompt
         message: dict[str, Any] = {"role": role, "content": text.replace(IMAGE_SLOT, IMAGE_MARKER)}
         if role == "assistant":
             num_turns += 1
@@ -159,6 +161,7 @@ def _concatenate(*contexts: TokenContext | None) -> TokenContext:
         grids=tuple(grid for context in present for grid in context.grids),
         frame_refs=tuple(ref for context in present for ref in context.frame_refs),
         pad_id=present[0].pad_id,
+        merge_size=max(context.merge_size for context in present),
     )
 
 

@@ -9,11 +9,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.families import ImageProcessorSettings, load_family
 from vz_ray.utils.errors import UserError
 from vz_ray.video.clip_reader import ClipReader, ReaderStats
 from vz_ray.video.errors import VideoError
 from vz_ray.video.frame import Frame, FrameSize, OverviewRequest, VideoInfo, ZoomRequest
 from vz_ray.video.image_encoding import encode_image
+from vz_ray.video.image_grid import ImageGrid
+
+_QWEN2_5_VL_GRID = ImageGrid(patch_size=14, merge_size=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,29 @@ class ClipPreview:
             cost += f" ({stats.decoded_frames} frames output by the decoder, {stats.seeks} seeks)"
         scanned = "scanned, " if stats.scanned_videos else ""
         return f"{scanned}{len(self.frames)} frames: {cost}, {self.seconds * 1e3:.0f} ms"
+
+
+def preview_size(model: Path | None, max_pixels: int) -> FrameSize:
+    """Return the size of the frames that a model sees.
+
+    Args:
+        model: Checkpoint directory; None for Qwen2.5-VL.
+        max_pixels: Maximum area of a frame, pixels.
+
+    Raises:
+        UserError: The checkpoint is not supported, or its image processor resizes frames of `max_pixels`.
+    """
+    min_pixels = min(EpisodeConfig.min_pixels, max_pixels)
+    if model is None:
+        return _QWEN2_5_VL_GRID.frame_size(min_pixels, max_pixels)
+    settings = ImageProcessorSettings.load(model, load_family(model))
+    smallest = max(settings.min_pixels, settings.grid.side**2)
+    if not smallest <= max_pixels <= settings.max_pixels:
+        raise UserError(
+            f"{settings.family}: --max-pixels is {max_pixels}; the image processor of {str(model)!r} supports "
+            f"{smallest} to {settings.max_pixels}"
+        )
+    return settings.grid.frame_size(max(min_pixels, smallest), max_pixels)
 
 
 def preview_clip(

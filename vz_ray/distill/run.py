@@ -21,7 +21,7 @@ from rich.console import Console
 
 from vz_ray.config import to_yaml
 from vz_ray.config.distill import DistillRunConfig, ExemplarRunConfig, FilterConfig, ReflectionRunConfig
-from vz_ray.data.sft_data import load_chat_format
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.distill.chat_messages import TeacherPrompt
 from vz_ray.distill.cost_ledger import CostLedger

@@ -8,26 +8,26 @@ contains only the tokens after them.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import replace
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, Protocol
 
-from vz_ray.config.prompt_file import load_prompt_file
+from vz_ray.env.prompt_template import PromptTemplate
 from vz_ray.env.task import ChatHistory
-from vz_ray.env.trajectory import MERGE_SIZE, Grid, TokenContext
+from vz_ray.env.trajectory import TokenContext
+from vz_ray.env.zoom_call import REASONING_CLOSE, REASONING_OPEN
 from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import Frame
+from vz_ray.video.image_grid import ImageGrid
 from vz_ray.video.subtitles import Subtitle, between_frames
 
 IMAGE_PAD = "<|image_pad|>"
 IMAGE_SLOT = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
 END_OF_TURN = "<|im_end|>"
+_ASSISTANT_START = "<|im_start|>assistant\n"
 SUBTITLE_LINE = "\n{text}\n"
 """Subtitle line between frames, as in the interleaved format of LongVideoBench."""
-PATCH_SIZE = 14
 VISION_PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
 """Placeholder tokens of vision input. Engines never sample them, and the learner masks the same ids."""
 
@@ -41,107 +41,54 @@ class Tokenizer(Protocol):
 
     def convert_tokens_to_ids(self, tokens: str) -> int: ...
 
+    def get_added_vocab(self) -> Mapping[str, int]: ...
+
     def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PromptTemplate:
-    """Texts of a conversation with the fields `{frames}`, `{question}`, `{error}` and `{notice}`.
-
-    Attributes:
-        question: First user turn.
-        reply: User turn after an executed zoom.
-        refusal: User turn after a rejected zoom.
-        notice: Appended to the user turn before the last round.
-        decode_refusal: User turn after a decode error; default: `refusal`.
-        frame: One frame, with `{number}` (from 0 in each turn), `{time}` (seconds) and `{image}`.
-        video: Label of each video if there are several; `{number}` counts from 1.
-        several: Appended to a question about several videos; `{count}` is their number.
-    """
-
-    system: str
-    question: str
-    reply: str
-    refusal: str
-    notice: str
-    # The following fields are optional in a prompt file.
-    decode_refusal: str = ""
-    frame: str = "<frame{number}_time{time:.2f}s>{image}"
-    video: str = "\nVideo {number}:\n"
-    several: str = (
-        '\nThere are {count} videos; a zoom says which: {{"video": i, "segment": [start_sec, end_sec], "fps": n}}.'
-    )
-
-    @classmethod
-    def load(cls, path: Path | str) -> PromptTemplate:
-        """Load a prompt file.
-
-        Raises:
-            UserError: The file is missing, or a key or field is invalid.
-        """
-        path, values = load_prompt_file(path, cls.__slots__[:-_NUM_OPTIONAL], cls.__slots__[-_NUM_OPTIONAL:])
-        template = cls(**values)
-        for key, (examples, required) in _TEMPLATE_FIELDS.items():
-            _check_template_fields(path, key, getattr(template, key), examples, required)
-        return template
-
-    @property
-    def fingerprint_items(self) -> list[tuple[str, str]]:
-        """Keys and texts that identify the template.
-
-        `video` and `several` are included only if they differ from the defaults: templates from before
-        these keys keep their identity.
-        """
-        defaults = {field.name: field.default for field in fields(self) if field.name in ("video", "several")}
-        return sorted((key, text) for key, text in asdict(self).items() if defaults.get(key) != text)
-
-
-_NUM_OPTIONAL = 4
-_TEMPLATE_FIELDS: Mapping[str, tuple[Mapping[str, object], Sequence[str]]] = {
-    "question": ({"frames": "", "question": ""}, ("frames", "question")),
-    "reply": ({"frames": "", "notice": ""}, ("frames",)),
-    "refusal": ({"error": "", "notice": ""}, ("error",)),
-    "decode_refusal": ({"error": "", "notice": ""}, ()),
-    "frame": ({"number": 0, "time": 0.0, "image": ""}, ("time", "image")),
-    "video": ({"number": 0}, ("number",)),
-    "several": ({"count": 0}, ()),
-}
-"""Per key: allowed fields with example values, and required fields."""
-
-
-def _check_template_fields(
-    path: Path, key: str, text: str, examples: Mapping[str, object], required: Sequence[str]
-) -> None:
-    try:
-        text.format(**examples)
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        allowed = ", ".join(f"{{{name}}}" for name in examples)
-        raise UserError(
-            f"prompt file {path}: {key} {text!r} is not a valid template ({error!r}); "
-            f"allowed fields are {allowed}. Double literal braces."
-        ) from error
-    for name in required:
-        if not re.search(rf"{{{name}[:}}]", text):
-            raise UserError(f"prompt file {path}: {key} {text!r} lacks {{{name}}}")
 
 
 class ChatFormat:
     """Encoder of conversations for one model and prompt template, shared by all episodes.
 
     Args:
+        grid: Grid of the checkpoint's frames.
+        frame_text: Text of a frame if the template has none.
         compat: Use the exact strings of the released weights instead of the chat template.
+        thinking: `on` or `off` sets the chat template's `enable_thinking`; `auto` leaves its default.
 
     Attributes:
+        template: The template, with the text of a frame.
         name: `clean` or `compat`, and a hash of everything that affects the encoding.
         pad_id: Token id of the image pad.
         end_id: Token id of the end of a turn.
+        turn_prefix: Text that the chat template puts before each turn of the policy: `<think>`, an empty
+            block, or nothing.
+        opens_reasoning: Whether `turn_prefix` opens a block. It is then part of the turn's text, and the
+            policy must close the block before a zoom call or an answer.
+
+    Raises:
+        UserError: Neither `template` nor `frame_text` has the text of a frame.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: PromptTemplate, *, compat: bool = False) -> None:
-        self.tokenizer, self.template, self.compat = tokenizer, template, compat
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: PromptTemplate,
+        *,
+        grid: ImageGrid,
+        frame_text: str = "",
+        compat: bool = False,
+        thinking: str = "auto",
+    ) -> None:
+        template = replace(template, frame=template.frame or frame_text)
+        if not template.frame:
+            raise UserError("the prompt file has no key frame, and the model family recommends no text. Set frame.")
+        self.tokenizer, self.template, self.grid, self.compat = tokenizer, template, grid, compat
+        self._template_options = {} if thinking == "auto" else {"enable_thinking": thinking == "on"}
         self.pad_id = tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         self.end_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
         prompt = self._render([{"role": "system", "content": template.system}, {"role": "user", "content": "q"}])
+        self.turn_prefix = prompt.rpartition(_ASSISTANT_START)[2] if _ASSISTANT_START in prompt else ""
+        self.opens_reasoning = REASONING_OPEN in self.turn_prefix and REASONING_CLOSE not in self.turn_prefix
         identity = repr((compat, template.fingerprint_items, prompt, self._render_user_turn("r")))
         digest = hashlib.blake2s(identity.encode(), digest_size=6).hexdigest()
         self.name = f"{'compat' if compat else 'clean'}-{digest}"
@@ -244,18 +191,36 @@ class ChatFormat:
 
     def encode_assistant(self, text: str) -> tuple[int, ...]:
         """Encode an external turn, with the end token unless it ends with a zoom call."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self.tokenizer.encode(self.strip_turn_prefix(text), add_special_tokens=False)
         return tuple(ids if text.endswith("</video_zoom>") else [*ids, self.end_id])
 
+    def strip_turn_prefix(self, text: str) -> str:
+        """Return the part of a turn's text that follows `turn_prefix`, which the prompt contains.
+
+        If the prompt opens the reasoning and the text has none, the reasoning is empty.
+        """
+        if text.startswith(self.turn_prefix):
+            return text[len(self.turn_prefix) :]
+        if not self.opens_reasoning:
+            return text
+        if text.lstrip().startswith(REASONING_OPEN):
+            return text.lstrip()[len(REASONING_OPEN) :].lstrip("\n")
+        return f"\n{REASONING_CLOSE}\n\n{text}"
+
     def decode_turn(self, token_ids: Sequence[int]) -> str:
-        """Decode a turn without its end token."""
+        """Decode a turn without its end token. Reasoning that the prompt opened is complete."""
         ids = token_ids[:-1] if token_ids and token_ids[-1] == self.end_id else token_ids
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=False)
+        return self.turn_prefix + text if self.opens_reasoning else text
 
     # -- implementation -----------------------------------------------------
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self._template_options
+            )
+        )
 
     def _render_user_turn(self, text: str) -> str:
         """Render the text between two assistant turns, starting with the end token of the first."""
@@ -270,25 +235,11 @@ class ChatFormat:
         pads = compact.count(self.pad_id)
         if pads != len(frames):
             raise UserError(f"{pads} image slots for {len(frames)} frames: the text itself contains {IMAGE_PAD}")
-        grids = tuple(patch_grid(frame) for frame in frames)
-        return TokenContext(tuple(compact), grids, tuple(frame.ref for frame in frames), self.pad_id)
+        grids = tuple(self.grid.patch_grid(*frame.rgb.shape[:2]) for frame in frames)
+        refs = tuple(frame.ref for frame in frames)
+        return TokenContext(tuple(compact), grids, refs, self.pad_id, self.grid.merge_size)
 
 
 def vision_placeholder_ids(vocabulary: Mapping[str, int]) -> tuple[int, ...]:
     """Return the ids of the vision placeholders in a vocabulary, ascending."""
     return tuple(sorted(vocabulary[token] for token in VISION_PLACEHOLDERS if token in vocabulary))
-
-
-def patch_grid(frame: Frame) -> Grid:
-    """Return the patch grid of a frame.
-
-    Raises:
-        ValueError: The size is not a multiple of the merged patch size.
-    """
-    height, width = frame.rgb.shape[:2]
-    side = PATCH_SIZE * MERGE_SIZE
-    if height % side or width % side:
-        raise ValueError(
-            f"the frame size is {width}x{height}; it must be a multiple of {side} px. Resize it for the model."
-        )
-    return (1, height // PATCH_SIZE, width // PATCH_SIZE)

@@ -114,7 +114,7 @@ async def _start_env(
 
     Return the trajectory's `extra` values about the frame selection.
     """
-    task, config, size = env.task, env.config, _frame_size(env.config)
+    task, config, size = env.task, env.config, _frame_size(env)
     selector = create_frame_selector(config.selector, ranker)
     overviews, used_fallback = [], False
     for uri, video in zip(task.videos, (env.video, *env.extra_videos), strict=False):
@@ -136,8 +136,8 @@ def _image_request(uri: str) -> OverviewRequest | ImageRequest:
     return OverviewRequest(1, 1) if uri.endswith(".mp4") else ImageRequest()
 
 
-def _frame_size(config: EpisodeConfig) -> FrameSize:
-    return FrameSize(config.min_pixels, config.max_pixels)
+def _frame_size(env: ZoomEnv) -> FrameSize:
+    return env.chat_format.grid.frame_size(env.config.min_pixels, env.config.max_pixels)
 
 
 async def _fetch_clip(env: ZoomEnv, zoom: ZoomRequest, frame_source: FrameSource) -> Clip | None:
@@ -147,7 +147,7 @@ async def _fetch_clip(env: ZoomEnv, zoom: ZoomRequest, frame_source: FrameSource
     """
     started_at = time.monotonic()
     try:
-        clip = await frame_source.clip(env.task.videos[zoom.video], zoom, _frame_size(env.config))
+        clip = await frame_source.clip(env.task.videos[zoom.video], zoom, _frame_size(env))
     except VideoError as error:
         env.add_decode_error(error.model_message)
         return None

@@ -33,6 +33,8 @@ from vz_ray.video.frame import FrameSize, OverviewRequest, SelectedFramesRequest
 from vz_ray.video.frame_selection import SelectionParams
 from vz_ray.video.sampling import spread_indices
 
+_MIN_CANDIDATE_PIXELS, _CANDIDATE_SIDE = 25_088, 28
+"""Size of candidate frames. The image-text model resizes them again, so the policy's grid does not matter."""
 _OPTION = re.compile(r"\s\(?A[.):]\s")
 
 
@@ -154,7 +156,7 @@ class QuerySelector:
         pixels = config.max_candidate_pixels
         search = SelectionParams(
             OverviewRequest(config.candidate_fps, config.max_candidates),
-            FrameSize(min(FrameSize().min_pixels, pixels), pixels),
+            FrameSize(min(_MIN_CANDIDATE_PIXELS, pixels), pixels, _CANDIDATE_SIDE),
             uniform.max_frames,
             config.segment_share,
             config.diversity,

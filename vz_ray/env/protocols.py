@@ -28,11 +28,13 @@ class Prompt:
         compact_ids: Token ids with one image pad per image, ready to be continued.
         frames: One frame per image pad, in order.
         messages: The same conversation as messages, for policies without token input.
+        in_reasoning: The ids end inside `<think>`. A zoom call before `</think>` does not end the turn.
     """
 
     compact_ids: tuple[int, ...]
     frames: tuple[Frame, ...]
     messages: tuple[PromptMessage, ...]
+    in_reasoning: bool = False
 
 
 class Policy(Protocol):

@@ -33,6 +33,8 @@ FORMAT_VERSION = 3
 Json = dict[str, Any]
 _SHARED = ("video_id", "uri", "stream", "width", "height", "scaler", "decoder")
 _Table = list[list[Any]]
+_QWEN2_5_VL_MERGE_SIZE = 2
+"""Merge size of records without one: they were all written with Qwen2.5-VL."""
 
 
 def _pack(ids: Sequence[int]) -> list[Any]:
@@ -69,6 +71,7 @@ def _context_to_dict(context: TokenContext, shared: _Table) -> Json:
         "pad": context.pad_id,
         "grids": [list(grid) for grid in context.grids],
         "refs": [_ref_to_list(ref, shared) for ref in context.frame_refs],
+        **({"merge": context.merge_size} if context.merge_size else {}),
     }
 
 
@@ -78,6 +81,7 @@ def _context_from_dict(data: Json, shared: _Table) -> TokenContext:
         grids=tuple((t, h, w) for t, h, w in data["grids"]),
         frame_refs=tuple(_ref_from_list(item, shared) for item in data["refs"]),
         pad_id=data["pad"],
+        merge_size=data.get("merge", _QWEN2_5_VL_MERGE_SIZE if data["grids"] else 0),
     )
 
 

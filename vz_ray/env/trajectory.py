@@ -10,22 +10,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vz_ray.video.frame import FrameRef, ZoomRequest
+from vz_ray.video.image_grid import Grid, num_visual_tokens
 
 JUDGE_FAILED_NOTE = "judge"
 """Prefix of a reward's note if the judge failed."""
 UNPARSED_NOTE = "unparsed"
 """Prefix of a reward's note if the answer contains no option or number; it counts as wrong."""
-
-Grid = tuple[int, int, int]
-"""Patch grid of one image before merging: (1, height / patch size, width / patch size)."""
-
-MERGE_SIZE = 2
-"""Patches per visual token along each side (Qwen-VL's `spatial_merge_size`)."""
-
-
-def num_visual_tokens(grid: Grid) -> int:
-    """Return the number of visual tokens of an image after merging."""
-    return grid[0] * grid[1] * grid[2] // MERGE_SIZE**2
 
 
 class EpisodeStatus(StrEnum):
@@ -140,20 +130,24 @@ class TokenContext:
         grids: Patch grid of each image, in order.
         frame_refs: Frame of each image, in order.
         pad_id: Token id of the image pad; unused without images.
+        merge_size: Patches per side of one visual token; unused without images.
 
     Raises:
-        ValueError: The numbers of image pads, grids and frames differ.
+        ValueError: The numbers of image pads, grids and frames differ, or `merge_size` is missing.
     """
 
     compact_ids: tuple[int, ...]
     grids: tuple[Grid, ...] = ()
     frame_refs: tuple[FrameRef, ...] = ()
     pad_id: int = -1
+    merge_size: int = 0
 
     def __post_init__(self) -> None:
         slots = self.compact_ids.count(self.pad_id)
         if not slots == len(self.grids) == len(self.frame_refs):
             raise ValueError(f"{slots} image slots and {len(self.grids)} image grids for {len(self.frame_refs)} frames")
+        if slots and self.merge_size < 1:
+            raise ValueError(f"merge_size is {self.merge_size}; a context with images needs that of the checkpoint")
 
     @property
     def expanded_ids(self) -> tuple[int, ...]:
@@ -161,13 +155,14 @@ class TokenContext:
         visual = iter(self.grids)
         expanded: list[int] = []
         for token in self.compact_ids:
-            expanded += [token] * num_visual_tokens(next(visual)) if token == self.pad_id else [token]
+            expanded += [token] * num_visual_tokens(next(visual), self.merge_size) if token == self.pad_id else [token]
         return tuple(expanded)
 
     @property
     def num_tokens(self) -> int:
         """Length of `expanded_ids`."""
-        return len(self.compact_ids) - len(self.grids) + sum(map(num_visual_tokens, self.grids))
+        visual_tokens = sum(num_visual_tokens(grid, self.merge_size) for grid in self.grids)
+        return len(self.compact_ids) - len(self.grids) + visual_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +170,7 @@ class Turn:
     """One turn of the policy and the observation after it.
 
     Attributes:
-        text: `action` decoded.
+        text: `action` decoded, after a `<think>` that the prompt opened.
         zoom: The executed zoom, the rejected zoom, or None without a zoom call.
         observation: Tokens appended after the action, including an end token that was not sampled;
             None after the last turn.

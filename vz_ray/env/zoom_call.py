@@ -17,8 +17,10 @@ from vz_ray.env.trajectory import RejectedZoom, ZoomErrorKind
 from vz_ray.video.frame import ZoomRequest
 
 ZOOM_OPEN, ZOOM_CLOSE = "<video_zoom>", "</video_zoom>"
+REASONING_OPEN, REASONING_CLOSE = "<think>", "</think>"
 _CALL = re.compile(re.escape(ZOOM_OPEN) + r"(.*?)" + re.escape(ZOOM_CLOSE), re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_REASONING = re.compile(f"{REASONING_OPEN}.*?{REASONING_CLOSE}", re.DOTALL)
 
 CALL_EXAMPLE = '{"segment": [start, end], "fps": n}'
 MULTI_VIDEO_EXAMPLE = '{"video": i, "segment": [start, end], "fps": n}'
@@ -43,9 +45,19 @@ class ParsedTurn:
     requested_fps: float | None = None
 
 
+def remove_reasoning(text: str, *, must_close: bool = False) -> str:
+    """Return a turn without its `<think>` blocks. A call or an answer inside is only quoted.
+
+    Args:
+        must_close: A block without `</think>` extends to the end of the turn; if False, it is kept.
+    """
+    text = _REASONING.sub("", text)
+    return text.partition(REASONING_OPEN)[0] if must_close else text
+
+
 def extract_answer(text: str) -> str | None:
-    """Return the stripped content of the last answer span; None without one."""
-    spans = _ANSWER.findall(text)
+    """Return the stripped content of the last answer span outside the reasoning; None without one."""
+    spans = _ANSWER.findall(remove_reasoning(text))
     return str(spans[-1]).strip() if spans else None
 
 
@@ -57,6 +69,7 @@ def parse_turn(
     inclusive: bool = False,
     fixed_fps: float = 0.0,
     extra_durations_s: Sequence[float] = (),
+    must_close_reasoning: bool = False,
 ) -> ParsedTurn:
     """Parse one turn of the policy.
 
@@ -66,7 +79,9 @@ def parse_turn(
         fixed_fps: Frame rate that overrides the one in the call; 0 disables the override.
         extra_durations_s: Durations of further videos, seconds. A call must then contain the number of
             the video, from 1.
+        must_close_reasoning: See `remove_reasoning`.
     """
+    text = remove_reasoning(text, must_close=must_close_reasoning)
     answer = extract_answer(text)
     calls = _CALL.findall(text)
     if not calls and ZOOM_OPEN not in text:

@@ -84,7 +84,12 @@ class ZoomEnv:
     @property
     def prompt(self) -> Prompt:
         """The conversation so far, as input of the policy."""
-        return Prompt(tuple(self._compact_ids), tuple(self._frames), tuple(self._messages))
+        return Prompt(
+            tuple(self._compact_ids),
+            tuple(self._frames),
+            tuple(self._messages),
+            in_reasoning=self.chat_format.opens_reasoning,
+        )
 
     def turn_sampling_params(self, base: SamplingParams) -> SamplingParams:
         """Limit `max_tokens` to the free context and derive the seed of this turn."""
@@ -131,6 +136,7 @@ class ZoomEnv:
             inclusive=self.config.chat_format == "compat",
             fixed_fps=self.config.zoom_fps,
             extra_durations_s=[video.duration_s for video in self.extra_videos],
+            must_close_reasoning=self.chat_format.opens_reasoning,
         )
         zoom = self._check_budget(parsed.zoom) if isinstance(parsed.zoom, ZoomRequest) else parsed.zoom
         self._pending_turn = Turn(action, text, zoom, None, (seconds, 0.0), parsed.requested_fps)

@@ -147,6 +147,7 @@ def forced_prefix(
     The tokens are taken from complete answers, because a tokenizer may merge a letter with the preceding
     text. The letter tokens are empty if no single token distinguishes the letters.
     """
+    prefix = chat_format.strip_turn_prefix(prefix)
     prefix_ids = tuple(chat_format.tokenizer.encode(prefix, add_special_tokens=False))
     answers = [
         chat_format.tokenizer.encode(f"{prefix}{letter}</answer>", add_special_tokens=False) for letter in letters

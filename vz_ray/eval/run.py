@@ -15,6 +15,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from vz_ray.config.eval_run import BenchmarkConfig, EvalRunConfig
+from vz_ray.data.chat_format_loader import check_episode_format
 from vz_ray.data.episode_record import task_to_dict
 from vz_ray.data.task_file import check_videos
 from vz_ray.decode import DecodePool
@@ -71,6 +72,7 @@ def run_evaluation(config: EvalRunConfig) -> None:
     models = {MAIN_MODEL: config.model, **config.compare}
     for checkpoint in models.values():
         check_hf_checkpoint(checkpoint)
+        check_episode_format(checkpoint, config.episode)
     modes = [replace(EvalMode.parse(text), model=label) for label in models for text in config.modes]
     with open_run(config) as run:
         for selection in selections:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vz_ray.families.family import TEXT_PREFIX, VISION_PREFIX, ModelFamily
+from vz_ray.families.image_processor import ImageProcessorSettings, read_image_processor
 from vz_ray.families.qwen2_5_vl import Qwen25VL
 from vz_ray.families.qwen3_5 import Qwen35
 from vz_ray.families.qwen3_vl import Qwen3VL
@@ -25,6 +26,7 @@ _REFUSED = {
 
 __all__ = [
     "FAMILIES",
+    "ImageProcessorSettings",
     "TEXT_PREFIX",
     "VISION_PREFIX",
     "LinearAttentionShape",
@@ -123,15 +125,9 @@ def processor_max_pixels(model: str) -> int:
         model: Checkpoint directory or known name. Without a processor config, the family's default is used,
             and Qwen2.5-VL's for an unknown name.
     """
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = Path(model) / name
-        if not model or not path.is_file():
-            continue
-        settings = json.loads(path.read_text())
-        settings = settings.get("image_processor", settings)
-        max_pixels = (settings.get("size") or {}).get("longest_edge") or settings.get("max_pixels")
-        if max_pixels:
-            return int(max_pixels)
+    _, settings = read_image_processor(model) if model else (None, {})
+    if max_pixels := settings.get("max_pixels"):
+        return int(max_pixels)
     family, _ = _find_known(Path(model).name)
     return (family or FAMILIES["qwen2_5_vl"]).processor_max_pixels
 

@@ -32,6 +32,7 @@ class ModelFamily(ABC):
         model_type: `model_type` of the checkpoint's config.json.
         frame_text: Recommended text of a frame, as in the family's training data; the fields are those of
             `PromptTemplate.frame`.
+        chat_formats: Values of `episode.chat_format` that suit the family's weights.
         processor_max_pixels: Maximum image area of the released checkpoints' processor, in pixels.
         known_shapes: Public architectures, from the `config.json` of the released checkpoints.
     """
@@ -39,6 +40,7 @@ class ModelFamily(ABC):
     name: ClassVar[str]
     model_type: ClassVar[str]
     frame_text: ClassVar[str]
+    chat_formats: ClassVar[tuple[str, ...]] = ("clean",)
     processor_max_pixels: ClassVar[int]
     known_shapes: ClassVar[Mapping[str, ModelShape]]
 

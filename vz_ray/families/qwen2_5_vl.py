@@ -29,6 +29,7 @@ class Qwen25VL(ModelFamily):
     name = "Qwen2.5-VL"
     model_type = _MODEL_TYPE
     frame_text = "<frame{number}_time{time:.2f}s>{image}"
+    chat_formats = ("clean", "compat")
     processor_max_pixels = 12_845_056
     known_shapes: ClassVar[Mapping[str, ModelShape]] = {
         "Qwen2.5-VL-3B": _known_shape(TextShape(2048, 36, 16, 2, 128, 11_008, 151_936, True, qkv_bias=True)),

@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vz_ray.learner.kernel_check import kernel_failure
+
 PACKED_ATTENTION = "packed"
 """Name of `packed_attention` in the registry of transformers."""
 
-_KERNEL_TOLERANCE = 0.05
-"""Maximum difference between kernel and portable attention on unit-normal values in half precision, relative to
-the largest value if that is above 1."""
 _MAX_SCORES = 1 << 27
 """Maximum number of attention scores that exist at a time in the portable form: 0.5 GiB in float32, twice that
 in the backward pass."""
@@ -149,26 +148,13 @@ def _kernel_failure(device: torch.device, dtype: torch.dtype, width: int) -> str
     """Return why the kernel cannot be used; None if it agrees with the portable form."""
     layout = PackedLayout.from_segments([Segment(0, 5), Segment(5, 8, (0, 5)), Segment(8, 9, (0, 5))], device)
     generator = torch.Generator().manual_seed(0)
-    shapes = [(1, heads, 9, width) for heads in (4, 2, 2)]
-    inputs = [torch.randn(s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
+    inputs = [torch.randn(1, heads, 9, width, generator=generator).to(device, dtype) for heads in (4, 2, 2)]
     grad_output = torch.randn(1, 9, 4, width, generator=generator).to(device, dtype)
 
-    def run(attention: Callable[..., Tensor]) -> list[Tensor]:
-        out = attention(*inputs, width**-0.5, layout)
-        return [out.detach(), *torch.autograd.grad(out, inputs, grad_output)]
+    def run(attention: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *tensors: attention(*tensors, width**-0.5, layout)
 
-    # The hooks hide this computation from gradient checkpointing, which does not repeat it.
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-        try:
-            kernel = run(_varlen)
-        except (ImportError, RuntimeError, TypeError, ValueError) as error:
-            return f"{type(error).__name__}: {error}"
-        portable = run(_portable)
-    for name, actual, expected in zip(("output", "dQ", "dK", "dV"), kernel, portable, strict=True):
-        max_diff = float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))
-        if not max_diff < _KERNEL_TOLERANCE:  # true also for NaN
-            return f"{name} differs by {max_diff:.2g} from the portable form"
-    return None
+    return kernel_failure(run(_varlen), run(_portable), inputs, grad_output, ("dQ", "dK", "dV"))
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout) -> Tensor:
@@ -209,7 +195,7 @@ class SegmentAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout) -> Tensor:
         out, lse = (
             torch.empty_like(query),
-            query.new_empty(query.shape[:-1], dtype=_accumulation_dtype(query.dtype)),
+            query.new_empty(query.shape[:-1], dtype=accumulation_dtype(query.dtype)),
         )
         for q, k, causal, is_first in _parts(layout, query):
             part, part_lse = _attend(query[:, :, q], key[:, :, k], value[:, :, k], causal, scaling)
@@ -229,7 +215,7 @@ class SegmentAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         grad = grads[0]
-        dq, dk, dv = (torch.zeros_like(t, dtype=_accumulation_dtype(t.dtype)) for t in (query, key, value))
+        dq, dk, dv = (torch.zeros_like(t, dtype=accumulation_dtype(t.dtype)) for t in (query, key, value))
         for q, k, causal, _ in _parts(ctx.layout, query):
             part = _attend_backward(
                 grad[:, :, q], query[:, :, q], key[:, :, k], value[:, :, k],
@@ -262,7 +248,8 @@ def _query_chunks(start: int, end: int, num_keys: int, query: Tensor) -> Iterato
         yield slice(first, min(first + size, end))
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of sums: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -287,7 +274,7 @@ def _attend_backward(
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, causal, scale=scaling
         )
-    dtype = _accumulation_dtype(q.dtype)
+    dtype = accumulation_dtype(q.dtype)
     p = _scores(q, k, causal, scaling).sub_(lse[..., None]).exp_()
     grad, q, k, v, out = (t.to(dtype) for t in (grad, q, k, v, out))
     dv = p.mT @ grad
@@ -297,7 +284,7 @@ def _attend_backward(
 
 def _scores(q: Tensor, k: Tensor, causal: bool, scaling: float) -> Tensor:
     """Return `[1, heads, Q, K]`; a causal mask is aligned to the last key."""
-    dtype = _accumulation_dtype(q.dtype)
+    dtype = accumulation_dtype(q.dtype)
     scores = (q.to(dtype) @ k.to(dtype).mT).mul_(scaling)
     if causal:
         num_queries, num_keys = scores.shape[-2:]

@@ -5,6 +5,7 @@ B trajectories, S sampled tokens each (padded), float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,9 @@ Sums = dict[str, float]
 
 # exp(20) is finite in float32; larger log-ratios indicate a bug and appear in `ratio_max`.
 _MAX_LOG_RATIO = 20.0
+
+_SEQUENCE_OUTLIER = math.log(2)
+"""A trajectory whose probability differs by more than a factor of 2 is an outlier."""
 
 
 def compute_advantages(rewards: Sequence[float], kind: str = "grpo") -> NDArray[np.float64]:
@@ -191,6 +195,31 @@ def engine_mismatch(old: Tensor, engine: Tensor, subsets: Mapping[str, Tensor]) 
         sums |= {f"mismatch_kl{subset}": _sum(kl, compared), f"compared{subset}": float(compared.sum())}
         maxima[f"mismatch_abs_max{subset}"] = float((difference * compared).abs().max()) if difference.numel() else 0.0
     return sums, maxima
+
+
+def sequence_mismatch(old: Tensor, engine: Tensor, mask: Tensor) -> tuple[Sums, float]:
+    """Compare the learner's log-probs of whole trajectories with the engine's.
+
+    The difference of a trajectory is the sum over its tokens, the logarithm of the learner's probability over the
+    engine's. Unlike token metrics it shows small errors that all have the same sign.
+
+    Args:
+        old: `[B, S]` log-probs of the learner.
+        engine: `[B, S]` log-probs of the engine, NaN in external turns.
+        mask: `[B, S]`, 1 on the compared tokens.
+
+    Returns:
+        Sums for the metrics, and the maximum absolute difference in nats.
+    """
+    compared = mask * (~engine.isnan())
+    rows = compared.sum(-1) > 0
+    difference = (torch.nan_to_num(old - engine, nan=0.0) * compared).sum(-1)[rows].abs()
+    sums = {
+        "mismatch_sequence_abs_mean": float(difference.sum()),
+        "mismatch_sequence_outlier_rate": float((difference > _SEQUENCE_OUTLIER).sum()),
+        "compared_sequences": float(rows.sum()),
+    }
+    return sums, float(difference.max()) if len(difference) else 0.0
 
 
 def _sum(values: Tensor, mask: Tensor) -> float:

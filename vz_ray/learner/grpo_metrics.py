@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vz_ray.learner.batch import MicroBatch
 from vz_ray.learner.distributed import RankInfo, all_reduce_max, all_reduce_sum
-from vz_ray.learner.grpo_loss import engine_mismatch
+from vz_ray.learner.grpo_loss import engine_mismatch, sequence_mismatch
 
 Metrics = dict[str, float]
 
@@ -27,7 +27,7 @@ class GrpoMetrics:
     def __init__(self, weight_version: int | None) -> None:
         self._weight_version = weight_version
         self._sums: dict[str, float] = {}
-        self._ratio_max = 0.0
+        self._ratio_max = self._sequence_max = 0.0
         self._mismatch_max = dict.fromkeys((f"mismatch_abs_max{subset}" for subset in _SUBSETS), 0.0)
         self._updates: list[Metrics] = []
 
@@ -39,10 +39,13 @@ class GrpoMetrics:
             log_ratio: `[B, S]` new minus old log-probs.
             old_logprobs: `[B, S]` the learner's log-probs, for the comparison with the engine.
         """
-        mismatch, maxima = engine_mismatch(old_logprobs, batch.engine_logprobs, self._subset_masks(batch))
-        for name, value in (sums | mismatch).items():
+        masks = self._subset_masks(batch)
+        mismatch, maxima = engine_mismatch(old_logprobs, batch.engine_logprobs, masks)
+        sequences, sequence_max = sequence_mismatch(old_logprobs, batch.engine_logprobs, masks[""])
+        for name, value in (sums | mismatch | sequences).items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._mismatch_max = {name: max(value, maxima[name]) for name, value in self._mismatch_max.items()}
+        self._sequence_max = max(self._sequence_max, sequence_max)
         self._ratio_max = max(self._ratio_max, float((log_ratio * batch.mask).abs().max().exp()))
 
     def _subset_masks(self, batch: MicroBatch) -> dict[str, Tensor]:
@@ -70,9 +73,13 @@ class GrpoMetrics:
             if compared or not subset:
                 metrics[f"mismatch_kl{subset}"] = kl / max(compared, 1.0)
                 metrics[f"mismatch_abs_max{subset}"] = maximum
+        num_compared = max(sums.pop("compared_sequences"), 1.0)
+        for name in ("mismatch_sequence_abs_mean", "mismatch_sequence_outlier_rate"):
+            metrics[name] = sums.pop(name) / num_compared
         metrics |= {name: value / num_sampled for name, value in sums.items()}
         grad_norms = [update["grad_norm"] for update in applied]
         return metrics | {
+            "mismatch_sequence_abs_max": all_reduce_max(self._sequence_max, rank_info),
             "ratio_max": all_reduce_max(self._ratio_max, rank_info),
             "updates": float(len(applied)),
             "skipped": float(num_updates - len(applied)),

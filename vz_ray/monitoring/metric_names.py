@@ -42,6 +42,12 @@ MISMATCH_KL_TEXT = "mismatch/kl_after_text"
 """`MISMATCH_KL` in turns that follow text only, such as the error of a rejected zoom."""
 MISMATCH_KL_LABELS = {MISMATCH_KL: "", MISMATCH_KL_IMAGE: " after images", MISMATCH_KL_TEXT: " after text"}
 """Suffix of each mismatch KL in messages."""
+MISMATCH_SEQUENCE_MEAN = "mismatch/sequence_abs_mean"
+"""Mean over trajectories of |learner - engine|, the log-probs summed over the trajectory's tokens, nats."""
+MISMATCH_SEQUENCE_MAX = "mismatch/sequence_abs_max"
+"""Maximum over trajectories of the same, nats."""
+MISMATCH_SEQUENCE_OUTLIERS = "mismatch/sequence_outlier_rate"
+"""Trajectories whose probability differs by more than a factor of 2."""
 
 STALENESS_PREFIX = "staleness/share_"
 """Prefix, followed by a number of updates: share of sampled tokens of that age."""

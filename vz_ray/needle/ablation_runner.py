@@ -18,8 +18,8 @@ from vz_ray.config.ablation import WITHOUT_TOOL_REWARD, AblationConfig
 from vz_ray.config.distill import FilterConfig
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import MUTABLE_ON_RESUME
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.episode_record import read_records, record_to_dict
-from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.task_file import read_tasks
 from vz_ray.decode import DecodePool
 from vz_ray.distill.filters import find_fault, split_episodes

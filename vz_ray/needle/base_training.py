@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.config.episode import EpisodeConfig
+from vz_ray.data.chat_format_loader import load_chat_format
+from vz_ray.env.chat_format import ChatFormat
 from vz_ray.monitoring.progress import Progress
 from vz_ray.needle.curriculum import (
     MAX_NAMING_FRAMES,
@@ -117,7 +119,6 @@ def build_base_model(
         UserError: `directory` exists.
     """
     import torch
-    from transformers import AutoTokenizer
 
     if directory.exists():
         raise UserError(f"{directory} exists; choose another directory or delete it")
@@ -126,7 +127,7 @@ def build_base_model(
     if not (work_dir / TRAINING_STATE_FILE).exists():
         shutil.rmtree(work_dir, ignore_errors=True)
         build_tiny_model(work_dir, make_tokenizer_corpus(), seed=training.seed)
-    chat_format = ChatFormat(AutoTokenizer.from_pretrained(work_dir), PromptTemplate.load(prompt))
+    chat_format = load_chat_format(work_dir, EpisodeConfig(prompt=prompt))
     with Progress() as progress, progress.stage("base", training.steps) as stage:
 
         def log(step: int, values: Mapping[str, float]) -> None:

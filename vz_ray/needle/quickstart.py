@@ -18,8 +18,8 @@ from pathlib import Path
 from vz_ray.config import load_config
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.sft import SftConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.data.episode_record import read_records
-from vz_ray.data.sft_data import load_chat_format
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.decode import DecodePool
 from vz_ray.env.trajectory import Trajectory

@@ -65,7 +65,7 @@ class RewardTrial:
 
 def _frames(times: Iterable[float]) -> TokenContext:
     refs = tuple(FrameRef("blake3:0", "v.mp4", 0, t, 56, 56, "bicubic", "av", "00") for t in times)
-    return TokenContext((7,) * len(refs), ((1, 4, 4),) * len(refs), refs, pad_id=7)
+    return TokenContext((7,) * len(refs), ((1, 4, 4),) * len(refs), refs, pad_id=7, merge_size=2)
 
 
 def _turn(text: str) -> Turn:

@@ -20,9 +20,10 @@ from blake3 import blake3
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import RolloutConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.decode import DecodeClientStats, DecodePool
 from vz_ray.decode.admission import request_owner
-from vz_ray.env.chat_format import ChatFormat, PromptTemplate
+from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.frame_selectors import create_frame_selector
 from vz_ray.env.protocols import FrameRanker, FrameSource
@@ -136,7 +137,7 @@ class RolloutWorker:
         self.name = name
         self._setup = setup
         self._engine: VllmEngine | None = None
-        self._chat_formats: dict[tuple[str, str], ChatFormat] = {}
+        self._chat_formats: dict[tuple[str, ...], ChatFormat] = {}
         self._slots = asyncio.Semaphore(setup.rollout.max_concurrent_episodes)
         self._running_episodes = 0
         self._finished_episodes = 0
@@ -150,13 +151,13 @@ class RolloutWorker:
         """Start the engine.
 
         Raises:
-            UserError: The frame selector or the checkpoint is invalid.
+            UserError: The frame selector, the checkpoint or the chat format is invalid.
             StepTimeout: The engine did not start in time.
         """
-        from transformers import AutoTokenizer
-
         setup, config = self._setup, self._setup.rollout
-        create_frame_selector(setup.episode.selector, setup.ranker)  # fail before the engine starts
+        # Fail before the engine starts.
+        create_frame_selector(setup.episode.selector, setup.ranker)
+        self._chat_format(setup.episode)
         self._engine = await self.engine_type.start(
             setup.model,
             config.engine,
@@ -169,8 +170,6 @@ class RolloutWorker:
             start_timeout_s=config.start_timeout_s,
             turn_timeout_s=config.turn_timeout_s,
         )
-        self._tokenizer = AutoTokenizer.from_pretrained(setup.model, trust_remote_code=False)
-        self._chat_format(setup.episode)
 
     async def run_episode(
         self,
@@ -234,10 +233,9 @@ class RolloutWorker:
 
     def _chat_format(self, config: EpisodeConfig) -> ChatFormat:
         """Return the cached chat format of an episode config."""
-        key = (config.prompt, config.chat_format)
+        key = (config.prompt, config.chat_format, config.thinking)
         if key not in self._chat_formats:
-            template = PromptTemplate.load(config.prompt)
-            self._chat_formats[key] = ChatFormat(self._tokenizer, template, compat=config.chat_format == "compat")
+            self._chat_formats[key] = load_chat_format(self._setup.model, config)
         return self._chat_formats[key]
 
     async def call_engine(self, method: str, *args: Any) -> Any:

@@ -18,8 +18,9 @@ from vz_ray.env.trajectory import SampledAction, SamplingParams
 from vz_ray.env.zoom_gate import DraftAnswer
 from vz_ray.rollout.engine_args import build_engine_args, prepare_environment
 from vz_ray.rollout.engine_stats import EngineStats
+from vz_ray.rollout.turn_sampling import sample_turn
 from vz_ray.rollout.vllm_process import EngineFailedError, VllmProcess
-from vz_ray.rollout.vllm_requests import draft_params, request_inputs, to_sampled_action, turn_params
+from vz_ray.rollout.vllm_requests import draft_params, request_inputs, turn_params
 from vz_ray.utils.errors import UserError
 from vz_ray.weight_sync import VLLM_BACKENDS, ParityProbe, ProbeScore, WeightUpdate
 
@@ -130,6 +131,8 @@ class VllmEngine:
     ) -> SampledAction:
         """Sample one turn. Stop after `</video_zoom>` or the end token; both are kept.
 
+        A zoom call inside reasoning that the prompt opened does not end the turn; see `turn_sampling`.
+
         Log-probs are of the distribution that was sampled from: banned ids at minus infinity, then
         divided by the temperature (by 1 for greedy sampling).
 
@@ -147,9 +150,13 @@ class VllmEngine:
         """
         if self._training and sampling_params.top_p != 1:
             raise ValueError(f"top_p={sampling_params.top_p} in turn {request_id}: training needs top_p=1")
-        params = turn_params(sampling_params, streaming=on_text is not None)
-        output = await self._generate(prompt, params, request_id, on_text=on_text)
-        return to_sampled_action(output, sampling_params)
+
+        async def run_request(prompt: Prompt, params: SamplingParams, text_before: str) -> Any:
+            callback = None if on_text is None else lambda text: on_text(text_before + text)
+            vllm_params = turn_params(params, streaming=on_text is not None)
+            return await self._generate(prompt, vllm_params, request_id, on_text=callback)
+
+        return await sample_turn(prompt, sampling_params, run_request)
 
     async def compute_logprobs(
         self,

@@ -12,6 +12,7 @@ from vz_ray.config import to_yaml
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import MUTABLE_ON_RESUME, RolloutRunConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.data.chat_format_loader import check_episode_format
 from vz_ray.jobs.doctor import check_disk, check_memory, check_shared_memory
 from vz_ray.learner.policy_model import check_hf_checkpoint
 from vz_ray.monitoring import logging_config
@@ -65,13 +66,14 @@ def open_run(config: RolloutRunConfig | SftRunConfig) -> Iterator[RunContext]:
     The run lock is held until the context exits.
 
     Raises:
-        UserError: This machine, the model, the monitoring config or an engine option fails a check, another
-            process holds the lock, or the config differs from the one that the run started with.
+        UserError: This machine, the model, its chat format, the monitoring config or an engine option fails a
+            check, another process holds the lock, or the config differs from the one that the run started with.
     """
     require_checks(check_disk(Path(config.runs)))
     if not config.ray.address:  # a private cluster runs engines and learner on this machine
         require_checks(check_memory(), check_shared_memory())
     check_hf_checkpoint(config.model)
+    check_episode_format(config.model, config.episode)
     check_monitoring(config.monitoring)
     if isinstance(config, RolloutRunConfig):
         check_engine_options(config.rollout.engine)

@@ -12,9 +12,9 @@ from typing import Any
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.serve import ServeConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.decode import DecodePool
 from vz_ray.decode.admission import request_owner
-from vz_ray.env.chat_format import ChatFormat, PromptTemplate
 from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import FrameSource, Policy, Prompt
 from vz_ray.env.task import ChatHistory
@@ -28,7 +28,7 @@ from vz_ray.serve.streaming import EventTranslator, client_zoom_result, coalesce
 from vz_ray.serve.weight_swap import WeightSwap
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.timeouts import with_timeout
-from vz_ray.video.frame import FrameSize, ImageRequest, VideoInfo
+from vz_ray.video.frame import ImageRequest, VideoInfo
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,9 @@ class Agent:
             await self._weight_swap.swap(self._engine, model, version)
 
     async def _start(self, model: str, version: int) -> None:
-        from transformers import AutoTokenizer
-
         config = self._config
+        self._chat_format = load_chat_format(model, config.episode)  # fail before the engine starts
+        self._special_tokens = [str(token) for token in self._chat_format.tokenizer.get_added_vocab()]
         identity = RunIdentity(config.name, config.monitoring.log_format)
         self._decode_pool = DecodePool.start(config.clips, identity)
         self._engine = await self.engine_type.start(
@@ -117,10 +117,6 @@ class Agent:
             turn_timeout_s=config.timeouts.turn_s,
         )
         await self._decode_pool.wait_until_ready()
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        self._special_tokens = [str(token) for token in tokenizer.get_added_vocab()]
-        template = PromptTemplate.load(config.episode.prompt)
-        self._chat_format = ChatFormat(tokenizer, template, compat=config.episode.chat_format == "compat")
         self._weight_swap.set_initial(model, version)
 
     async def ready(self) -> dict[str, Any]:
@@ -152,8 +148,10 @@ class Agent:
         return await self._frame_source.probe(uri)
 
     async def check_image(self, uri: str) -> None:
-        """Decode an image; raises `VideoError` if it cannot be decoded."""
-        await self._frame_source.clip(uri, ImageRequest(), FrameSize())
+        """Decode an image as episodes do; raises `VideoError` if it cannot be decoded."""
+        frames, episode = self._frame_source, self._config.episode
+        size = self._chat_format.grid.frame_size(episode.min_pixels, episode.max_pixels)
+        await frames.clip(uri, ImageRequest(), size)
 
     async def answer(self, request: AgentRequest) -> list[AgentEvent]:
         """Run a request and return all events; the last is `RequestCompleted` or `RequestFailed`.
@@ -200,7 +198,7 @@ class Agent:
                     404,
                 )
             request = escape_special_tokens(request, self._special_tokens)
-            translator = EventTranslator(request, emit)
+            translator = EventTranslator(request, emit, self._chat_format.opens_reasoning)
             engine_policy = EnginePolicy(engine, request.sampling.max_tokens, translator.on_text if emit else None)
             policy: Policy = engine_policy
             frame_source: FrameSource = self._frame_source

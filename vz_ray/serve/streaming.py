@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from vz_ray.env import events
-from vz_ray.env.chat_format import ChatFormat, patch_grid
+from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.protocols import Prompt
-from vz_ray.env.trajectory import EpisodeStatus, RejectedZoom, Trajectory, Turn, num_visual_tokens
+from vz_ray.env.trajectory import EpisodeStatus, RejectedZoom, Trajectory, Turn
+from vz_ray.env.zoom_call import REASONING_OPEN
 from vz_ray.serve.agent_protocol import (
     AgentEvent,
     AgentRequest,
@@ -26,15 +28,17 @@ from vz_ray.video.frame import Clip, Frame, ZoomRequest
 from vz_ray.video.image_encoding import encode_data_uri
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<video_zoom>", "</video_zoom>", "<|im_end|>")
-_TAG = re.compile("|".join(map(re.escape, _TAGS)))
+_REASONING_TAGS = ("</think>", "<|im_end|>")
+"""Tags inside `<think>`; calls and answers are only quoted there."""
 
 
 @dataclass(slots=True)
 class TagStreamParser:
     """Incremental parser of one turn: separates the answer from the reasoning.
 
-    Text inside `<answer>` is the answer. A zoom call is neither. Everything else is reasoning. The
-    parser holds back text that may be the beginning of a tag until it is unambiguous.
+    Text inside `<answer>` is the answer. A zoom call is neither. Everything else is reasoning, and so is
+    everything inside `<think>`. The parser holds back text that may be the beginning of a tag until it is
+    unambiguous.
 
     Example:
         parser = TagStreamParser()
@@ -45,6 +49,7 @@ class TagStreamParser:
     position: int = 0
     """Number of characters that are parsed."""
     open_tag: str = ""
+    """The open tag; initially `<think>` if the prompt opened the reasoning."""
     reasoning: str = ""
     answers: list[str] = field(default_factory=list)
 
@@ -57,8 +62,9 @@ class TagStreamParser:
         """
         pieces: list[tuple[str, bool]] = []
         while self.position < len(text_so_far):
-            tag = _TAG.search(text_so_far, self.position)
-            held_back = 0 if final else _partial_tag_length(text_so_far[self.position :])
+            tags = _REASONING_TAGS if self.open_tag == REASONING_OPEN else _TAGS
+            tag = _pattern(tags).search(text_so_far, self.position)
+            held_back = 0 if final else _partial_tag_length(text_so_far[self.position :], tags)
             end = tag.start() if tag else len(text_so_far) - held_back
             self._add_text(text_so_far[self.position : end], pieces)
             if tag is None:
@@ -89,10 +95,15 @@ class TagStreamParser:
         pieces.append((text, is_answer))
 
 
-def _partial_tag_length(text: str) -> int:
+@cache
+def _pattern(tags: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, tags)))
+
+
+def _partial_tag_length(text: str, tags: Sequence[str]) -> int:
     """Return the length of the longest suffix of `text` that may be the beginning of a tag."""
-    for length in range(min(len(text), max(map(len, _TAGS)) - 1), 0, -1):
-        if any(tag.startswith(text[-length:]) for tag in _TAGS):
+    for length in range(min(len(text), max(map(len, tags)) - 1), 0, -1):
+        if any(tag.startswith(text[-length:]) for tag in tags):
             return length
     return 0
 
@@ -104,14 +115,16 @@ class EventTranslator:
     Args:
         request: The request of the episode.
         emit: Callback for each event; None only collects them in `events`.
+        opens_reasoning: The prompt of each turn ends inside `<think>`; see `ChatFormat.opens_reasoning`.
     """
 
     request: AgentRequest
     emit: Callable[[AgentEvent], None] | None
+    opens_reasoning: bool = False
 
     def __post_init__(self) -> None:
         self.events: list[AgentEvent] = []
-        self._turn, self._parser, self._text_so_far = 0, TagStreamParser(), ""
+        self._turn, self._parser, self._text_so_far = 0, self._new_parser(), ""
 
     def on_env_event(self, event: events.EpisodeEvent) -> None:
         """Translate an event of the environment."""
@@ -124,7 +137,7 @@ class EventTranslator:
                 self._add(ZoomStarted(turn_index, zoom.video, (zoom.start_s, zoom.end_s), zoom.fps))
             case events.TurnCompleted(turn_index, turn, clip):
                 self._flush(final=True)
-                self._turn, self._parser = turn_index + 1, TagStreamParser()
+                self._turn, self._parser = turn_index + 1, self._new_parser()
                 if turn.zoom is not None:
                     self._add(self._zoom_finished(turn_index, turn, clip))
 
@@ -132,6 +145,9 @@ class EventTranslator:
         """Translate the text of the current turn up to now."""
         self._text_so_far = text_so_far
         self._flush()
+
+    def _new_parser(self) -> TagStreamParser:
+        return TagStreamParser(open_tag=REASONING_OPEN if self.opens_reasoning else "")
 
     def _flush(self, *, final: bool = False) -> None:
         for text, is_answer in self._parser.feed(self._text_so_far, final=final):
@@ -195,11 +211,13 @@ def client_zoom_result(
         client_zoom: The zoom.
         last_prompt: Prompt of the agent's last turn.
         turn_token_ids: Sampled tokens of each turn.
-        chat_format: Decodes the last turn.
+        chat_format: Chat format of the episode.
         version: Weight version that answered.
         seconds: Wall time of the episode.
     """
-    visual_tokens = sum(num_visual_tokens(patch_grid(frame)) - 1 for frame in last_prompt.frames)
+    grid = chat_format.grid
+    patch_grids = (grid.patch_grid(*frame.rgb.shape[:2]) for frame in last_prompt.frames)
+    visual_tokens = sum(grid.num_visual_tokens(patch_grid) - 1 for patch_grid in patch_grids)
     return RequestCompleted(
         text="",
         reasoning=extract_reasoning(chat_format.decode_turn(turn_token_ids[-1])),

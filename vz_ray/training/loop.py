@@ -54,6 +54,9 @@ LEARNER_METRICS = {
     "mismatch_kl_after_image": metric_names.MISMATCH_KL_IMAGE,
     "mismatch_abs_max_after_text": "mismatch/logprob_abs_max_after_text",
     "mismatch_kl_after_text": metric_names.MISMATCH_KL_TEXT,
+    "mismatch_sequence_abs_mean": metric_names.MISMATCH_SEQUENCE_MEAN,
+    "mismatch_sequence_abs_max": metric_names.MISMATCH_SEQUENCE_MAX,
+    "mismatch_sequence_outlier_rate": metric_names.MISMATCH_SEQUENCE_OUTLIERS,
     "mismatch_abs_max_stale": "staleness/logprob_abs_max",
     "mismatch_kl_stale": "staleness/kl",
 }

@@ -82,12 +82,12 @@ class FrameSize:
     Attributes:
         min_pixels: Minimum area, pixels.
         max_pixels: Maximum area, pixels.
-        factor: Divisor of both sides, pixels.
+        factor: Divisor of both sides, pixels; see `ImageGrid.side`.
     """
 
-    min_pixels: int = 25_088
-    max_pixels: int = 100_352
-    factor: int = 28
+    min_pixels: int
+    max_pixels: int
+    factor: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def target_size(width: int, height: int, size: FrameSize) -> tuple[int, int]:
         VideoLimitExceededError: The aspect ratio exceeds 200, which the processor rejects.
 
     Example:
-        >>> target_size(640, 360, FrameSize())
+        >>> target_size(640, 360, FrameSize(25_088, 100_352, 28))
         (420, 224)
     """
     current = width, height

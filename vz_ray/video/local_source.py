@@ -22,7 +22,7 @@ class LocalFrameSource:
 
     Example:
         >>> with LocalFrameSource() as frames:
-        ...     clip = asyncio.run(frames.clip("talk.mp4", ZoomRequest(10, 14, fps=2), FrameSize()))
+        ...     clip = asyncio.run(frames.clip("talk.mp4", ZoomRequest(10, 14, fps=2), FrameSize(784, 50_176, 28)))
     """
 
     def __init__(

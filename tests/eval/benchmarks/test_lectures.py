@@ -115,7 +115,7 @@ async def test_question_image_becomes_one_frame_video(mmmu_folder: Path) -> None
     assert task.images == same_task.images
     assert task.question.startswith("The image of this question is shown last")
     with LocalFrameSource() as frames:
-        clip = await frames.clip(task.images[0], OverviewRequest(1, 1), FrameSize(784, 784 * 8))
+        clip = await frames.clip(task.images[0], OverviewRequest(1, 1), FrameSize(784, 784 * 8, 28))
         (frame,) = clip.frames
         (resolved,) = await frames.resolve([frame.ref])
     assert np.array_equal(frame.rgb, resolved.rgb)

@@ -47,7 +47,7 @@ SECONDS = 64.0
 
 def make_context(clip: Clip) -> TokenContext:
     grids = tuple((1, ref.height // 14, ref.width // 14) for ref in clip.refs)
-    return TokenContext((7,) * len(grids), grids, clip.refs, pad_id=7)
+    return TokenContext((7,) * len(grids), grids, clip.refs, pad_id=7, merge_size=2)
 
 
 @dataclass
@@ -200,7 +200,7 @@ def light_record(number: int, light: LightEpisode = LightEpisode()) -> EpisodeRe
     refs = tuple(
         FrameRef(*video_fields, k * 4.0, 28, 28, "bicubic", "av", f"{number:064x}") for k in range(light.frames)
     )
-    prompt = TokenContext((5, 6, *[7] * len(refs), 8), ((1, 2, 2),) * len(refs), refs, pad_id=7)
+    prompt = TokenContext((5, 6, *[7] * len(refs), 8), ((1, 2, 2),) * len(refs), refs, pad_id=7, merge_size=2)
     half = refs[: len(refs) // 2]
     zooms = rng.choice((0, 1, 1, 2))
     turns = [_light_turn(rng, step, ZoomRequest(8.0 * k, 8.0 * k + 4, 2), half, light.tokens) for k in range(zooms)]
@@ -226,7 +226,9 @@ def _light_turn(rng: random.Random, step: int, zoom: ZoomRequest | None, refs: S
         tuple(rng.randrange(10, 900) for _ in range(count)), tuple(-rng.random() for _ in range(count)),
         (VersionSpan(0, count, step),), SamplingParams(), "end",
     )  # fmt: skip
-    observation = TokenContext((7,) * len(refs), ((1, 2, 2),) * len(refs), tuple(refs), pad_id=7) if zoom else None
+    observation = (
+        TokenContext((7,) * len(refs), ((1, 2, 2),) * len(refs), tuple(refs), pad_id=7, merge_size=2) if zoom else None
+    )
     return Turn(action, "<think>look</think>", zoom, observation, (0.5, 0.01))
 
 
