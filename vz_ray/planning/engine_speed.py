@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from vz_ray.families import ModelShape
 from vz_ray.planning.assumptions import Assumptions
@@ -47,7 +48,7 @@ class EngineSpeed:
     prefill_mfu: float = 0.4
 
     @classmethod
-    def of_gpus(cls, shape: ModelShape, assumptions: Assumptions, num_gpus: int) -> EngineSpeed:
+    def of_gpus(cls, shape: ModelShape, assumptions: Assumptions, num_gpus: int) -> Self:
         """Return the speed of a bfloat16 engine on `num_gpus` GPUs."""
         text = shape.text
         return cls(
