@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from vz_ray.api import SCHEMAS
 from vz_ray.cli import app
 from vz_ray.config.load import load_config, split_arguments
+from vz_ray.config.quickstart import quickstart_file
 
 EXAMPLE = re.compile(r"Example: (.*?)(?:\n\n|\Z)", re.DOTALL)
 """An example up to the end of its paragraph."""
@@ -57,4 +58,6 @@ def test_configs_of_examples_load(command: str) -> None:
     for example in examples_of(words):
         arguments = [word for word in shlex.split(example)[len(words) + 1 :] if "=" in word or word.endswith(".yaml")]
         file, overrides = split_arguments(arguments)
-        load_config(SCHEMAS[command], file or {"quickstart": "conf/quickstart.yaml"}.get(command), overrides)
+        load_config(
+            SCHEMAS[command], file or (quickstart_file(overrides) if command == "quickstart" else None), overrides
+        )

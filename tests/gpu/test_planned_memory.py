@@ -36,7 +36,7 @@ RecordProperty = Callable[[str, object], None]
 def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     directory = tmp_path_factory.mktemp("model")
     write_random_checkpoint(SIZE, "bfloat16", Path("assets/tiny-base"), directory)
-    return make_training_data(directory, groups=1, samples=4, overview=16, clip=8, side=(252,))
+    return make_training_data(directory, groups=1, samples=4, overview=16, clip=8, sides=(9,))
 
 
 def planned_bytes(footprint: MemoryFootprint, *phases: MemoryPhase) -> int:

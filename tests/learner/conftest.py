@@ -8,12 +8,19 @@ import pytest
 
 from tests.learner.rank_worker import small_training_data
 from tests.learner.training_data import TrainingData, small_model
+from vz_ray.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint with random weights."""
+    """A tiny Qwen2.5-VL checkpoint with random weights."""
     return small_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of each family with random weights."""
+    return small_model(tmp_path_factory.mktemp("model"), request.param)
 
 
 @pytest.fixture(scope="module")

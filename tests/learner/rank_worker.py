@@ -43,7 +43,7 @@ def small_config(model: Path | str, stage: int, **changes: Any) -> LearnerConfig
 
 
 def small_training_data(model: Path | str) -> TrainingData:
-    return make_training_data(model, groups=3, samples=3, overview=3, clip=2, side=(28, 56))
+    return make_training_data(model, groups=3, samples=3, overview=3, clip=2, sides=(1, 2))
 
 
 def text_only_data(model: Path | str) -> TrainingData:

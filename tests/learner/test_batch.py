@@ -24,8 +24,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def data(model: Path) -> TrainingData:
-    return make_training_data(model, groups=2, samples=3, overview=3, clip=2, side=(28, 56))
+def data(family_model: Path) -> TrainingData:
+    return make_training_data(family_model, groups=2, samples=3, overview=3, clip=2, sides=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +137,10 @@ def test_empty_micro_batch_involves_every_weight(
 def test_frames_of_equal_bytes_and_other_shapes_differ(
     data: TrainingData, policy: PolicyModel, spec: ImageSpec
 ) -> None:
-    wide = next(t for t in data.trajectories)
-    black = np.zeros((28, 56, 3), dtype=np.uint8)
-    ref = replace(wide.frame_refs[0], digest="black", width=56, height=28)
-    tall = replace(ref, width=28, height=56)
+    wide, side = data.trajectories[0], spec.patch_size * spec.merge_size
+    black = np.zeros((side, 2 * side, 3), dtype=np.uint8)
+    ref = replace(wide.frame_refs[0], digest="black", width=2 * side, height=side)
+    tall = replace(ref, width=side, height=2 * side)
     image = policy.tokens.image
     context = TokenContext((30, image, 31, image, 32), ((1, 2, 4), (1, 4, 2)), (ref, tall), pad_id=image, merge_size=2)
     turn = Turn(ExternalAction("", (40, 41)), "", None, None)

@@ -22,7 +22,7 @@ TIMING = {"seconds", "tokens_per_second", "input_build_seconds", "input_wait_sec
 
 @pytest.fixture(scope="module")
 def data(model: Path) -> TrainingData:
-    return make_training_data(model, groups=4, samples=4, overview=4, clip=3, side=(28, 56))
+    return make_training_data(model, groups=4, samples=4, overview=4, clip=3, sides=(1, 2))
 
 
 def train(data: TrainingData, prefetch_batches: int, **changes: Any) -> tuple[list[dict[str, float]], dict[str, Any]]:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learner.training_data import small_model
+from tests.families.hf_configs import build_on_meta, hf_config
+from vz_ray.families import FAMILIES
 from vz_ray.learner.batch import mrope_positions
-from vz_ray.learner.policy_model import load_pretrained
 
 PAD = 6
 
@@ -25,19 +25,18 @@ def conversation(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(ids), np.asarray(grids, dtype=np.int64).reshape(-1, 3)
 
 
-@pytest.fixture(scope="module")
-def hf(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
-    return load_pretrained(small_model(tmp_path_factory.mktemp("model")), torch.float32)
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_positions_match_transformers(hf: torch.nn.Module, seed: int) -> None:
-    ids, grids = conversation(np.random.default_rng(seed))
-    tokens = torch.from_numpy(ids)[None]
-    expected, _ = hf.model.get_rope_index(
-        tokens, mm_token_type_ids=(tokens == PAD).int(), image_grid_thw=torch.from_numpy(grids)
-    )
-    assert np.array_equal(mrope_positions(ids, grids, PAD, 2), expected[:, 0].numpy())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_of_random_conversations_match_transformers(family: str) -> None:
+    shape = next(iter(FAMILIES[family].known_shapes.values()))
+    hf = build_on_meta(hf_config(shape))
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        ids, grids = conversation(rng)
+        tokens = torch.from_numpy(ids)[None]
+        expected, _ = hf.model.get_rope_index(
+            tokens, mm_token_type_ids=(tokens == PAD).int(), image_grid_thw=torch.from_numpy(grids)
+        )
+        assert np.array_equal(mrope_positions(ids, grids, PAD, 2), expected[:, 0].numpy())
 
 
 def test_adjacent_images_start_after_each_other() -> None:

@@ -28,17 +28,32 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 @pytest.fixture(autouse=True)
 def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the float32 rounding of HF's norms and vision rotary embedding in float64 models."""
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as hf
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+    from transformers.models.qwen3_5 import modeling_qwen3_5
+    from transformers.models.qwen3_vl import modeling_qwen3_vl
+
+    def normalize(x: torch.Tensor, eps: float) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
     def norm(self, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * normalize(x, self.variance_epsilon)
+
+    def centered_norm(self, x: torch.Tensor) -> torch.Tensor:
+        return (1 + self.weight) * normalize(x, self.eps)
+
+    def gated_norm(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return self.weight * normalize(x, self.variance_epsilon) * torch.nn.functional.silu(gate)
 
     def rotate(q, k, cos, sin):
         cos, sin = cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype)
-        return tuple(t * cos + hf.rotate_half(t) * sin for t in (q, k))
+        return tuple(t * cos + modeling_qwen2_5_vl.rotate_half(t) * sin for t in (q, k))
 
-    monkeypatch.setattr(hf.Qwen2_5_VLRMSNorm, "forward", norm)
-    monkeypatch.setattr(hf, "apply_rotary_pos_emb_vision", rotate)
+    monkeypatch.setattr(modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm, "forward", norm)
+    monkeypatch.setattr(modeling_qwen3_vl.Qwen3VLTextRMSNorm, "forward", norm)
+    monkeypatch.setattr(modeling_qwen3_5.Qwen3_5RMSNorm, "forward", centered_norm)
+    monkeypatch.setattr(modeling_qwen3_5.Qwen3_5RMSNormGated, "forward", gated_norm)
+    for module in (modeling_qwen2_5_vl, modeling_qwen3_vl, modeling_qwen3_5):
+        monkeypatch.setattr(module, "apply_rotary_pos_emb_vision", rotate)
 
 
 class GradientCheck:
@@ -115,21 +130,25 @@ def assert_equal(
         assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_shared_prefix_keeps_loss_and_gradient(model: Path, dtype: torch.dtype, seed: int) -> None:
-    setup = GradientCheck(model, dtype, seed)
+def test_shared_prefix_keeps_loss_and_gradient(family_model: Path, dtype: torch.dtype, seed: int) -> None:
+    setup = GradientCheck(family_model, dtype, seed)
     ((tree, other),) = setup.shared()
     assert tree.prefix_length > 40
     assert len(tree.members) == len(other.members) == 5
     expected = setup.run(setup.alone())
     assert any("visual" in name for name in expected[1])
-    assert_equal(setup.run(setup.shared()), expected, TOLERANCE[dtype])
+    tolerance = TOLERANCE[dtype]
+    if setup.policy.shape.text.linear and dtype is torch.float32:
+        # The terms of the gradient of the decay's bias cancel: 8e-4 was measured in float32, below 1e-9 in float64.
+        tolerance = 5e-3
+    assert_equal(setup.run(setup.shared()), expected, tolerance)
 
 
-def test_shared_prefix_works_with_gradient_checkpointing(model: Path) -> None:
-    setup = GradientCheck(model, torch.float64, checkpointing=True)
-    assert_equal(setup.run(setup.shared()), GradientCheck(model, torch.float64).run(setup.alone()), 1e-9)
+def test_shared_prefix_works_with_gradient_checkpointing(family_model: Path) -> None:
+    setup = GradientCheck(family_model, torch.float64, checkpointing=True)
+    assert_equal(setup.run(setup.shared()), GradientCheck(family_model, torch.float64).run(setup.alone()), 1e-9)
 
 
 def test_packing_without_sharing_keeps_loss_and_gradient(model: Path) -> None:
@@ -153,11 +172,11 @@ def test_split_group_keeps_loss_and_gradient(model: Path, parts: tuple[int, ...]
     assert_equal(setup.run(split), setup.run(setup.alone()), 1e-9)
 
 
-def test_feature_cache_keeps_loss_and_gradient(model: Path) -> None:
-    setup = GradientCheck(model, torch.float64)
+def test_feature_cache_keeps_loss_and_gradient(family_model: Path) -> None:
+    setup = GradientCheck(family_model, torch.float64)
     setup.policy.hf.model.visual.requires_grad_(False)
     expected = setup.run(setup.alone())
-    cache = FeatureCache(1 << 20, token_bytes=512)
+    cache = FeatureCache(1 << 20, token_bytes=2048)
     first = setup.run(setup.shared(), cache=cache)
     assert cache.hits == 0
     assert cache.misses == len(setup.data.pixels) > 0

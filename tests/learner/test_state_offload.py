@@ -29,9 +29,10 @@ CASES = [
 
 
 def living_storages() -> dict[int, torch.UntypedStorage]:
-    """Return the storages of all tensors of this process by identity, without scalars."""
+    """Return the storages of all tensors of this process by identity, without scalars and meta tensors."""
     gc.collect()
-    storages = [item.untyped_storage() for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+    storages = [tensor.untyped_storage() for tensor in tensors if not tensor.is_meta]
     return {s._cdata: s for s in storages if s.nbytes() >= 64 and s.resizable()}
 
 

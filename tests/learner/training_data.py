@@ -21,6 +21,7 @@ from vz_ray.env.trajectory import (
     Turn,
     VersionSpan,
 )
+from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.needle.tiny_model import TinyModelConfig, build_tiny_model
 from vz_ray.video.errors import FrameMismatchError
 from vz_ray.video.frame import RGB, Frame, FrameRef
@@ -58,13 +59,15 @@ class TrajectoryWriter:
     rng: np.random.Generator
     ids: dict[str, int]
     pixels: dict[str, RGB]
-    side: tuple[int, ...] = (28,)
+    spec: ImageSpec
+    sides: tuple[int, ...] = (1,)
+    """Sides of frames in visual tokens, drawn at random."""
 
     def text(self, count: int) -> tuple[int, ...]:
         return tuple(int(t) for t in self.rng.integers(20, 300, size=count))
 
     def frame(self) -> FrameRef:
-        height, width = self.rng.choice(self.side), self.rng.choice(self.side)
+        height, width = self.spec.patch_size * self.spec.merge_size * self.rng.choice(self.sides, size=2)
         digest = f"frame-{len(self.pixels)}"
         self.pixels[digest] = self.rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
         return FrameRef("video", "video.mp4", 0, 0.0, int(width), int(height), "none", "none", digest)
@@ -72,7 +75,7 @@ class TrajectoryWriter:
     def context(self, refs: tuple[FrameRef, ...], before: int, between: int, after: int) -> TokenContext:
         ids, grids = list(self.text(before)), []
         for ref in refs:
-            grids.append((1, ref.height // 14, ref.width // 14))
+            grids.append(self.spec.grid(ref.height, ref.width))
             ids += [*self.text(between), self.ids["<|vision_start|>"]]
             ids += [self.ids["<|image_pad|>"], self.ids["<|vision_end|>"]]
         ids += self.text(after)
@@ -98,15 +101,19 @@ def make_training_data(
     samples: int = 4,
     overview: int = 16,
     clip: int = 8,
-    side: tuple[int, ...] = (28,),
+    sides: tuple[int, ...] = (1,),
     shape: TinyModelConfig | None = None,
     seed: int = 0,
 ) -> TrainingData:
-    """Return groups with a shared overview; each sample gets a different clip, then answers."""
+    """Return groups with a shared overview; each sample gets a different clip, then answers.
+
+    `sides` are sides of frames in visual tokens.
+    """
     model = Path(directory)
     if not (model / "config.json").exists():
         build_tiny_model(model, TEXTS, config=shape)
-    writer = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, side)
+    spec = ImageSpec.from_pretrained(model)
+    writer = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, spec, sides)
     members = tuple(_uniform_group(writer, number, samples, overview, clip) for number in range(groups))
     return TrainingData(model, members, writer.pixels)
 
@@ -129,7 +136,8 @@ def make_varied_data(
     model: Path, *, groups: int = 2, samples: int = 5, overview: int = 4, seed: int = 0
 ) -> TrainingData:
     """Return groups whose samples zoom 0 to 4 times and share their first tokens and some clips."""
-    writer = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, (28, 56))
+    spec = ImageSpec.from_pretrained(model)
+    writer = TrajectoryWriter(np.random.default_rng(seed), token_ids(model), {}, spec, (1, 2))
     return TrainingData(model, tuple(_varied_group(writer, g, samples, overview) for g in range(groups)), writer.pixels)
 
 
@@ -153,9 +161,9 @@ def _varied_group(writer: TrajectoryWriter, number: int, samples: int, overview:
     return Group(f"task-{number}", tuple(trajectories))
 
 
-def small_model(directory: Path) -> Path:
-    """Build the smallest model, with random weights."""
-    return build_tiny_model(directory, TEXTS, config=SMALL)
+def small_model(directory: Path, family: str = "qwen2_5_vl") -> Path:
+    """Build the smallest model of a family, with random weights."""
+    return build_tiny_model(directory, TEXTS, config=SMALL, family=family)
 
 
 class InMemoryFrameSource:

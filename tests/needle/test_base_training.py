@@ -1,4 +1,4 @@
-"""Shipped tiny base model: it reads frames and answers, and has never seen a zoom."""
+"""Shipped tiny base models: they read frames and answer, and have never seen a zoom."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.needle.curriculum import lesson_to_trajectory, make_album_lesson, make_needle_lesson
 from vz_ray.video.image_grid import ImageGrid
 
-BASE = Path(__file__).parents[2] / "assets" / "tiny-base"
+ASSETS = Path(__file__).parents[2] / "assets"
 
 
-@pytest.fixture(scope="module")
-def base():
+@pytest.fixture(scope="module", params=["tiny-base", "tiny-qwen3_vl"])
+def base(request):
+    checkpoint = ASSETS / request.param
     return (
-        PolicyModel.from_pretrained(BASE),
-        ImageSpec.from_pretrained(BASE),
-        AutoTokenizer.from_pretrained(BASE),
+        PolicyModel.from_pretrained(checkpoint),
+        ImageSpec.from_pretrained(checkpoint),
+        AutoTokenizer.from_pretrained(checkpoint),
     )
 
 
 def answer_accuracy(base, make_lesson, max_frames: int, count: int, prefix: str) -> float:
     """Return the share of questions with `prefix` that greedy decoding answers exactly."""
     policy, spec, tokenizer = base
-    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"), grid=ImageGrid(14, 2))
+    grid = ImageGrid(spec.patch_size, spec.merge_size)
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny-answer.yaml"), grid=grid)
     rng, examples, pixels, lessons = random.Random(f"test/{max_frames}"), [], {}, []
     while len(lessons) < count:
         lesson = make_lesson(rng, max_frames)
@@ -84,7 +86,8 @@ def test_finds_borders_in_overview(base):
 def test_never_generates_zoom_calls(base, seed):
     """The probability of a zoom call is below 0.001 at every token of the turn, even if the prompt allows zooms."""
     policy, spec, tokenizer = base
-    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"), grid=ImageGrid(14, 2))
+    grid = ImageGrid(spec.patch_size, spec.merge_size)
+    chat_format = ChatFormat(tokenizer, PromptTemplate.load("conf/prompt/tiny.yaml"), grid=grid)
     (zoom_token,) = tokenizer.encode("<video_zoom>", add_special_tokens=False)
     lesson = make_needle_lesson(random.Random(seed), 16)
     trajectory, pixels = lesson_to_trajectory(lesson, chat_format, 0)

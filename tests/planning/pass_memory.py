@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +21,6 @@ from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.planning.model_flops import DELTA_RULE_CHUNK
-from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import FrameRef
 
 _TEXT = TextShape(256, 3, 4, 2, 64, 640, 512, tie_word_embeddings=True)
@@ -67,12 +65,7 @@ def wide_policy(model_type: str, dtype: torch.dtype, *, chunk: int = 64) -> Poli
     torch.manual_seed(0)
     config = hf_config(WIDE_SHAPES[model_type])
     hf = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    try:
-        policy = PolicyModel(hf, _TOKENS, chunk=chunk).train()
-    except UserError as error:
-        if "layers with linear attention" not in str(error):
-            raise
-        pytest.skip(str(error))
+    policy = PolicyModel(hf, _TOKENS, chunk=chunk).train()
     assert policy.shape == WIDE_SHAPES[model_type]
     return policy
 

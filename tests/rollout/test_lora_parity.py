@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 async def test_logprobs_match_with_merged_adapters(tmp_path: Path, engine_config: EngineConfig) -> None:
     """Publish twice: merging for the first publish must not change the adapters."""
     model = build_tiny_checkpoint(tmp_path / "model")
-    data = make_training_data(model, groups=2, samples=2, overview=3, clip=2, side=(28, 56))
+    data = make_training_data(model, groups=2, samples=2, overview=3, clip=2, sides=(1, 2))
     fast = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0)
     trainer = Trainer(small_config(model, 0, lora=ADAPTERS, optimizer=fast, loss=LossConfig(kl_coef=0.0)))
     engine = await VllmEngine.start(model, engine_config, name="engine", log_file=tmp_path / "engine.log")

@@ -12,50 +12,19 @@ from typing import Any
 import pytest
 import torch
 
+from tests.families.hf_configs import build_on_meta, hf_config
 from vz_ray.config.rollout import EngineConfig
-from vz_ray.needle.tiny_model import TinyModelConfig, build_tokenizer, make_hf_config
+from vz_ray.families import FAMILIES, load_model_shape
 from vz_ray.rollout.engine_args import prepare_environment
 from vz_ray.weight_sync import ModuleSource, WeightIntegrityError
 
-
-def qwen_7b() -> Any:
-    """Return the config of Qwen2.5-VL-7B-Instruct."""
-    from transformers import Qwen2_5_VLConfig
-
-    return Qwen2_5_VLConfig(
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
-        tie_word_embeddings=False,
-        text_config={
-            "hidden_size": 3584,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "intermediate_size": 18944,
-            "vocab_size": 152064,
-            "max_position_embeddings": 128000,
-            "tie_word_embeddings": False,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1_000_000.0,
-                "mrope_section": [16, 24, 24],
-            },
-        },
-        vision_config={
-            "depth": 32,
-            "hidden_size": 1280,
-            "intermediate_size": 3420,
-            "out_hidden_size": 3584,
-            "num_heads": 16,
-            "window_size": 112,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-        },
-    )
+KNOWN = [name for family in FAMILIES.values() for name in family.known_shapes]
 
 
-def tiny(tied: bool) -> Any:
-    shape = TinyModelConfig(tie_word_embeddings=tied)
-    config = make_hf_config(build_tokenizer(["<think>look</think>"], shape.vocab_size), shape)
-    config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
+def model_config(name: str) -> Any:
+    """Return the HF config of a released checkpoint."""
+    config = hf_config(load_model_shape(name))
+    config.architectures = [type(build_on_meta(config)).__name__]
     return config
 
 
@@ -99,7 +68,7 @@ def reload(config: Any, directory: Path, tensors: dict[str, torch.Tensor]) -> No
     )
     vllm_config = args.create_engine_config()
     with set_current_vllm_config(vllm_config), torch.device("meta"):
-        model = initialize_model(vllm_config)
+        model = initialize_model(vllm_config).to("meta")  # a norm of Qwen3.5 names the CPU explicitly
         record_metadata_for_reloading(model)
         update = WeightReload(model, vllm_config.model_config)
         update.load(iter(tensors.items()))
@@ -108,27 +77,22 @@ def reload(config: Any, directory: Path, tensors: dict[str, torch.Tensor]) -> No
 
 def source_tensors(config: Any) -> dict[str, torch.Tensor]:
     """Return the tensors of the learner's weight source, on the meta device."""
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(config)
-    source = ModuleSource(model, dtype=torch.bfloat16)
+    source = ModuleSource(build_on_meta(config), dtype=torch.bfloat16)
     tensors = {name: tensor for bucket in source.buckets(1 << 30) for name, tensor in bucket.items()}
     assert list(tensors) == [spec.name for spec in source.specs()]
     return tensors
 
 
-@pytest.mark.parametrize("model", ["tiny", "tiny-tied", "qwen-7b"])
-def test_every_hf_name_is_loaded(model: str, tmp_path: Path) -> None:
-    config = qwen_7b() if model == "qwen-7b" else tiny(tied=model == "tiny-tied")
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_hf_name_is_loaded(name: str, tmp_path: Path) -> None:
+    config = model_config(name)
     tensors = source_tensors(config)
-    if model == "qwen-7b":
-        assert sum(tensor.numel() for tensor in tensors.values()) == 8_292_166_656
+    assert sum(tensor.numel() for tensor in tensors.values()) == load_model_shape(name).parameters
     reload(config, tmp_path, tensors)
 
 
 def test_unknown_tensor_name_is_rejected(tmp_path: Path) -> None:
-    config = tiny(tied=False)
+    config = model_config("Qwen2.5-VL-7B")
     tensors = source_tensors(config)
     tensors["model.language_model.layers.0.mlp.side_proj.weight"] = torch.empty(4, 4, device="meta")
     with pytest.raises(ValueError, match="side_proj"):
@@ -136,17 +100,23 @@ def test_unknown_tensor_name_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layer"),
+    ("model", "name", "layer"),
     [
-        ("model.language_model.layers.1.self_attn.k_proj.bias", "layers.1.self_attn.qkv_proj"),
-        ("model.language_model.embed_tokens.weight", "embed_tokens"),
-        ("model.language_model.norm.weight", "language_model.model.norm"),
-        ("model.visual.blocks.0.attn.qkv.weight", "visual.blocks.0.attn.qkv"),
-        ("lm_head.weight", "lm_head"),
+        ("Qwen2.5-VL-7B", "model.language_model.layers.1.self_attn.k_proj.bias", "layers.1.self_attn.qkv_proj"),
+        ("Qwen2.5-VL-7B", "model.language_model.embed_tokens.weight", "embed_tokens"),
+        ("Qwen2.5-VL-7B", "model.language_model.norm.weight", "language_model.model.norm"),
+        ("Qwen2.5-VL-7B", "model.visual.blocks.0.attn.qkv.weight", "visual.blocks.0.attn.qkv"),
+        ("Qwen2.5-VL-7B", "lm_head.weight", "lm_head"),
+        ("Qwen3-VL-4B", "model.visual.deepstack_merger_list.2.linear_fc2.bias", "deepstack_merger_list.2.linear_fc2"),
+        ("Qwen3-VL-4B", "model.visual.pos_embed.weight", "pos_embed"),
+        ("Qwen3-VL-4B", "model.language_model.layers.3.self_attn.q_norm.weight", "layers.3.self_attn.q_norm"),
+        ("Qwen3.5-4B", "model.language_model.layers.0.linear_attn.in_proj_z.weight", "layers.0.linear_attn.in_proj"),
+        ("Qwen3.5-4B", "model.language_model.layers.0.linear_attn.A_log", "layers.0.linear_attn"),
+        ("Qwen3.5-4B", "model.language_model.layers.0.linear_attn.conv1d.weight", "layers.0.linear_attn.conv1d"),
     ],
 )
-def test_missing_tensor_names_the_layer(name: str, layer: str, tmp_path: Path) -> None:
-    config = tiny(tied=False)
+def test_missing_tensor_names_the_layer(model: str, name: str, layer: str, tmp_path: Path) -> None:
+    config = model_config(model)
     tensors = source_tensors(config)
     del tensors[name]
     with pytest.raises(WeightIntegrityError, match=layer):

@@ -32,17 +32,22 @@ def synth(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
 @app.command(rich_help_panel="Training")
 def base(
     out: Annotated[Path, typer.Option(help="Output directory; it must not exist.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 uses the default.", min=0)] = 0,
+    family: Annotated[str, typer.Option(help="Model family: qwen2_5_vl, qwen3_vl or qwen3_5.")] = "qwen2_5_vl",
+    steps: Annotated[int, typer.Option(help="Optimizer steps; 0 uses the family's default.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of weights and training data.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
 ) -> None:
-    """Train the tiny base model from scratch: it names objects and answers questions, and cannot zoom yet.
+    """Train the tiny base model: it names objects and answers questions, and cannot zoom yet.
+
+    Qwen2.5-VL starts from random weights. The other families start from the text weights of assets/tiny-base.
 
     Example: vz-ray base --out assets/tiny-base
+
+    Example: vz-ray base --family qwen3_vl --out assets/tiny-qwen3_vl
     """
     from vz_ray.needle.base_training import BaseTrainingConfig, build_base_model
 
-    training = BaseTrainingConfig(seed=seed, **({"steps": steps} if steps else {}))
+    training = BaseTrainingConfig.for_family(family, steps=steps, seed=seed)
     build_base_model(out, training, threads=threads)
 
 
@@ -91,7 +96,7 @@ def export(
 @app.command(rich_help_panel="Training")
 def quickstart(
     arguments: ConfigArguments = None,
-    name: Annotated[str, typer.Option(help="Name of the run directory.")] = "quickstart",
+    name: Annotated[str, typer.Option(help="Name of the run directory; default: that of the config file.")] = "",
     dry_run: DryRun = False,
 ) -> None:
     """Run every stage on a laptop: videos, cold start, RL training, baselines, report.
@@ -99,12 +104,14 @@ def quickstart(
     Ctrl-C stops it; the same command resumes it.
 
     Example: vz-ray quickstart --name seed1 seed=1
+
+    Example: vz-ray quickstart family=qwen3_vl
     """
-    from vz_ray.config.quickstart import QuickstartConfig
+    from vz_ray.config.quickstart import QuickstartConfig, quickstart_file
     from vz_ray.needle.quickstart import run_quickstart
 
-    arguments = [*(arguments or []), f"name={name}"]
-    run_quickstart(resolve_config(QuickstartConfig, arguments, "conf/quickstart.yaml", dry_run))
+    arguments = [*(arguments or []), *([f"name={name}"] if name else [])]
+    run_quickstart(resolve_config(QuickstartConfig, arguments, quickstart_file(arguments), dry_run))
 
 
 @app.command(rich_help_panel="Training")

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vz_ray.config.data import SynthConfig
-from vz_ray.config.fields import InvalidValueError, Section, number
+from vz_ray.config.fields import InvalidValueError, Section, choice, number
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftConfig
 from vz_ray.config.timeouts import timeout
+
+FAMILY_FILES = {
+    "qwen2_5_vl": "conf/quickstart.yaml",
+    "qwen3_vl": "conf/quickstart-qwen3_vl.yaml",
+    "qwen3_5": "conf/quickstart-qwen3_5.yaml",
+}
+"""Config file of the quickstart by model family."""
+
+
+def quickstart_file(overrides: Sequence[str]) -> str:
+    """Return the config file of the family that the overrides name; the default is that of Qwen2.5-VL.
+
+    An unknown family gives the default file, whose check of `family` then fails.
+    """
+    families = [override.partition("=")[2] for override in overrides if override.startswith("family=")]
+    return FAMILY_FILES.get(families[-1] if families else "", FAMILY_FILES["qwen2_5_vl"])
 
 
 @dataclass
@@ -49,6 +66,9 @@ class BaselineConfig(Section):
 class QuickstartConfig(GrpoRunConfig):
     """Config of `vz-ray quickstart`; every stage starts from `model` or from a stage before."""
 
+    family: str = choice(*FAMILY_FILES)
+    """Model family of the tiny model; on the command line it also selects the config file. A missing `model` is
+    trained first."""
     synth: SynthConfig = field(default_factory=SynthConfig)
     """Needle videos."""
     sft_learner: LearnerConfig = field(default_factory=LearnerConfig)

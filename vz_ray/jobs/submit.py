@@ -6,7 +6,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from vz_ray.config.ablation import AblationConfig
 from vz_ray.config.eval_run import EvalRunConfig
 from vz_ray.config.load import is_config_file, load_config, split_arguments
-from vz_ray.config.quickstart import QuickstartConfig
+from vz_ray.config.quickstart import QuickstartConfig, quickstart_file
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.jobs.job_client import JobClient, JobInfo, resolve_address
@@ -41,7 +41,11 @@ CONFIG_CLASSES: dict[str, type[ClusterConfig]] = {
     "ablate": AblationConfig,
 }
 """Config class of each command that can run as a job."""
-DEFAULT_CONFIGS = {"quickstart": "conf/quickstart.yaml", "ablate": "conf/ablation.yaml"}
+DEFAULT_CONFIGS: Mapping[str, Callable[[Sequence[str]], str]] = {
+    "quickstart": quickstart_file,
+    "ablate": lambda overrides: "conf/ablation.yaml",
+}
+"""Config file of a command whose arguments name none, a function of the overrides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,9 @@ class JobCommand:
         if command not in CONFIG_CLASSES:
             raise UserError(f"{command!r} cannot run as a job; use one of {', '.join(CONFIG_CLASSES)}")
         file, overrides = split_arguments(arguments)
-        config = load_config(CONFIG_CLASSES[command], file or DEFAULT_CONFIGS.get(command), overrides)
+        if file is None and command in DEFAULT_CONFIGS:
+            file = DEFAULT_CONFIGS[command](overrides)
+        config = load_config(CONFIG_CLASSES[command], file, overrides)
         return cls(command, arguments, config)
 
 

@@ -13,6 +13,7 @@ from vz_ray.learner.attention import PACKED_ATTENTION, packed_attention
 from vz_ray.learner.batch import MicroBatch
 from vz_ray.learner.checkpoint_shapes import check_tensor_shapes
 from vz_ray.learner.example import SpecialTokenIds
+from vz_ray.learner.linear_attention import pack_linear_attention
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.packing import FlopCosts
 from vz_ray.learner.vision_tower import optimize_vision_tower, vision_tables
@@ -78,11 +79,10 @@ class PolicyModel(nn.Module):
         family = family_of(hf.config.model_type)
         family.check_config(hf.config)
         self.shape = family.read_shape(hf.config)
-        if self.shape.text.linear:
-            # HF's linear attention has no boundaries between packed sequences.
-            raise UserError(f"{family.name}: the learner does not support layers with linear attention")
         optimize_vision_tower(hf.model.visual)
         _enable_packing(hf.model.language_model)
+        if self.shape.text.linear:
+            pack_linear_attention(hf.model.language_model)
         hf.lm_head = LogprobHead(hf.lm_head, chunk)
         self.hf = hf
         banned = torch.zeros(hf.config.get_text_config().vocab_size, dtype=torch.bool)

@@ -12,7 +12,7 @@ import random
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,12 +31,14 @@ from vz_ray.needle.curriculum import (
 )
 from vz_ray.needle.needle_video import NUM_SHOTS
 from vz_ray.needle.oracle import format_zoom_turn
+from vz_ray.needle.tiny_families import find_tiny_family
 from vz_ray.needle.tiny_model import build_tiny_model
 from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
+from vz_ray.utils.resources import find_resource
 
 if TYPE_CHECKING:
-    from torch.nn import Parameter
+    from torch.nn import Module, Parameter
     from torch.optim import Optimizer
 
     from vz_ray.learner.policy_model import PolicyModel
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 LOG_INTERVAL_STEPS, SAVE_INTERVAL_STEPS = 20, 250
 TRAINING_STATE_FILE = "training.pt"
 """Resume checkpoint in the model directory."""
+DEFAULT_BASE = Path("assets/tiny-base")
 DEFAULT_PROMPT = "conf/prompt/tiny-answer.yaml"
 
 
@@ -57,6 +60,9 @@ class BaseTrainingConfig:
         learning_rate: Peak learning rate of the layers' matrices.
         max_frames: Maximum frames of a lesson.
         seed: Seed of weights and lessons.
+        family: Family of the model, an HF model type.
+        naming_share: Share of the steps that only train naming, at the start.
+        album_share: Share of the steps before needle videos.
     """
 
     steps: int = 3600
@@ -64,18 +70,33 @@ class BaseTrainingConfig:
     learning_rate: float = 2.25e-3
     max_frames: int = 128
     seed: int = 0
+    family: str = "qwen2_5_vl"
+    naming_share: float = 0.06
+    album_share: float = 0.62
+
+    @classmethod
+    def for_family(cls, family: str, *, steps: int = 0, seed: int = 0) -> BaseTrainingConfig:
+        """Return the schedule of a family; `steps` 0 is its default.
+
+        Families that start from the text weights of the Qwen2.5-VL base learn to see, and adapt to their layers.
+        """
+        if find_tiny_family(family).starts_from_base:
+            return cls(
+                steps or 400, learning_rate=1.5e-3, seed=seed, family=family, naming_share=0.15, album_share=0.35
+            )
+        return cls(steps or 3600, seed=seed, family=family)
 
     def lr_factor(self, step: int) -> float:
-        """Return the learning rate factor: warm-up over 100 steps, constant, cosine decay."""
+        """Return the learning rate factor: warm-up, constant, cosine decay."""
         decay = max(0.0, 3 * step / self.steps - 2)
-        return min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * decay)) / 2)
+        return min(1.0, (step + 1) / min(100, self.steps / 10)) * (0.02 + 0.98 * (1 + math.cos(math.pi * decay)) / 2)
 
     def lesson_kind(self, step: int) -> tuple[str, int]:
         """Return the kind and the maximum frames of the lessons at `step`."""
         progress = step / self.steps
-        if progress < 0.06 or step % 8 == 0:
+        if progress < self.naming_share or step % 8 == 0:
             return "naming", MAX_NAMING_FRAMES
-        if progress < 0.62:
+        if progress < self.album_share:
             schedule = ((0.08, 2), (0.25, 4), (0.35, 8), (1.0, 16))
             frames = next(n for until, n in schedule if progress < until)
             # Short albums stay in the mix: their skills transfer to long ones.
@@ -111,12 +132,24 @@ def make_tokenizer_corpus(seed: int = 0) -> list[str]:
 
 
 def build_base_model(
-    directory: Path, training: BaseTrainingConfig, *, threads: int, prompt: str = DEFAULT_PROMPT
+    directory: Path,
+    training: BaseTrainingConfig,
+    *,
+    threads: int,
+    prompt: str = DEFAULT_PROMPT,
+    start: Path = DEFAULT_BASE,
 ) -> None:
     """Build and train the tiny base model with a progress display; resume an interrupted training.
 
+    Args:
+        directory: Checkpoint directory.
+        training: Family and hyperparameters.
+        threads: CPU threads.
+        prompt: Prompt file without zooms.
+        start: Qwen2.5-VL base from which other families start.
+
     Raises:
-        UserError: `directory` exists.
+        UserError: `directory` exists, or `start` is missing.
     """
     import torch
 
@@ -126,7 +159,14 @@ def build_base_model(
     work_dir = directory.with_name(f".{directory.name}.partial")
     if not (work_dir / TRAINING_STATE_FILE).exists():
         shutil.rmtree(work_dir, ignore_errors=True)
-        build_tiny_model(work_dir, make_tokenizer_corpus(), seed=training.seed)
+        build_tiny_model(
+            work_dir,
+            make_tokenizer_corpus(),
+            seed=training.seed,
+            config=find_tiny_family(training.family).base_sizes,
+            family=training.family,
+            start=find_resource(start) if find_tiny_family(training.family).starts_from_base else None,
+        )
     chat_format = load_chat_format(work_dir, EpisodeConfig(prompt=prompt))
     with Progress() as progress, progress.stage("base", training.steps) as stage:
 
@@ -160,7 +200,8 @@ def train_base_model(
 
     policy = PolicyModel.from_pretrained(directory)
     spec = ImageSpec.from_pretrained(directory)
-    optimizers = _build_optimizers(policy, training.learning_rate)
+    frozen = find_tiny_family(training.family).vision_projections(policy.hf)
+    optimizers = _build_optimizers(policy, frozen, training.learning_rate)
     first_step = _resume(policy, optimizers, directory / TRAINING_STATE_FILE)
     metrics: dict[str, list[float]] = defaultdict(list)
     start_s = time.monotonic()
@@ -184,26 +225,31 @@ def train_base_model(
     (directory / TRAINING_STATE_FILE).unlink(missing_ok=True)
 
 
-def _build_optimizers(policy: PolicyModel, learning_rate: float) -> list[Optimizer]:
+def _build_optimizers(policy: PolicyModel, frozen: Sequence[Module], learning_rate: float) -> list[Optimizer]:
     """Return Muon for the layers' matrices and AdamW for the other parameters; each group stores its `peak`
     rate.
 
-    The projection from frames to text embeddings is frozen. Its scale would grow and dominate the information
-    from other tokens that the frame tokens must carry.
+    Args:
+        policy: Model to train.
+        frozen: The projections from frames to text embeddings. Their scale would grow and dominate the
+            information from other tokens that the frame tokens must carry.
+        learning_rate: Peak learning rate of the layers' matrices.
     """
     import torch
+
+    from vz_ray.needle.muon import Muon
 
     layers: list[Parameter] = []
     vision: list[Parameter] = []
     other: list[Parameter] = []
-    for parameter in policy.hf.model.visual.merger.mlp[-1].parameters():
-        parameter.requires_grad_(False)
+    for module in frozen:
+        module.requires_grad_(False)
     for name, parameter in policy.named_parameters():
         if not parameter.requires_grad:
             continue
         is_matrix = parameter.ndim == 2 and ".layers." in name
         (vision if "visual" in name else layers if is_matrix else other).append(parameter)
-    muon = torch.optim.Muon(layers, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(layers, lr=learning_rate, weight_decay=0.01)
     adam = torch.optim.AdamW(
         [{"params": vision, "lr": learning_rate / 2}, {"params": other, "lr": learning_rate * 4 / 3}],
         betas=(0.9, 0.98),

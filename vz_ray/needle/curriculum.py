@@ -37,9 +37,6 @@ from vz_ray.video.frame import RGB, Frame, FrameRef
 
 SHOT_LENGTHS_S = (4, 8, 16, 32)
 FPS = 8
-FRAME_SIDE = 28
-"""Side of the frames, pixels: one visual token."""
-
 MAX_NAMING_FRAMES = 3
 
 MAX_QUESTIONS = 6
@@ -289,8 +286,10 @@ def _describe(video: NeedleVideo, time_s: float) -> str:
 
 
 def lesson_to_trajectory(lesson: Lesson, chat_format: ChatFormat, number: int) -> tuple[Trajectory, dict[str, RGB]]:
-    """Convert a lesson to a trajectory; also return the pixels of its frames by digest."""
-    frames, clip = _render(lesson.video, lesson.frame_times_s), _render(lesson.video, lesson.clip_times_s)
+    """Convert a lesson to a trajectory; also return the pixels of its frames by digest. A frame is one visual token."""
+    side = chat_format.grid.side
+    frames = _render(lesson.video, lesson.frame_times_s, side)
+    clip = _render(lesson.video, lesson.clip_times_s, side)
     observations = [
         chat_format.encode_observation(question, (), end_sampled=True) for question, _ in lesson.questions[1:]
     ]
@@ -319,8 +318,8 @@ def lesson_to_trajectory(lesson: Lesson, chat_format: ChatFormat, number: int) -
     return trajectory, {frame.ref.digest: frame.rgb for frame in (*frames, *clip)}
 
 
-def _render(video: NeedleVideo, times_s: Sequence[float]) -> tuple[Frame, ...]:
-    images = render_frames(video, times_s, FRAME_SIDE)
+def _render(video: NeedleVideo, times_s: Sequence[float], side: int) -> tuple[Frame, ...]:
+    images = render_frames(video, times_s, side)
     return tuple(
         Frame(
             FrameRef(
@@ -328,8 +327,8 @@ def _render(video: NeedleVideo, times_s: Sequence[float]) -> tuple[Frame, ...]:
                 uri="",
                 stream=0,
                 pts_s=time,
-                width=FRAME_SIDE,
-                height=FRAME_SIDE,
+                width=side,
+                height=side,
                 scaler="drawn",
                 decoder="drawn",
                 digest=blake3(image.tobytes()).hexdigest(),

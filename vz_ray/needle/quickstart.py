@@ -11,6 +11,7 @@ Each stage writes its output atomically. A resumed run skips stages with existin
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,10 @@ from vz_ray.env.trajectory import Trajectory
 from vz_ray.eval.checkpoint_evaluator import CheckpointEvaluator, baseline_episode_config
 from vz_ray.eval.run_summary import COLD_START, RL, SFT_CONTINUED, write_summary
 from vz_ray.eval.summary_tables import print_summary
+from vz_ray.families import load_family
 from vz_ray.learner.sft import SftState
 from vz_ray.monitoring.run_dir import RunDir, stage_seconds
+from vz_ray.needle.base_training import BaseTrainingConfig, build_base_model
 from vz_ray.needle.exemplars import collect_exemplars, uniform_oracle_factory, zoom_oracle_factory
 from vz_ray.needle.synthesis import synthesize
 from vz_ray.report import write_report
@@ -36,6 +39,7 @@ from vz_ray.runtime import ray_cluster, runtime
 from vz_ray.runtime.run_context import RunContext, open_run
 from vz_ray.training.run import run_rl_stage, start_rollout
 from vz_ray.training.sft import run_sft_stage
+from vz_ray.utils.errors import UserError
 from vz_ray.video.local_source import LocalFrameSource
 
 BASELINE = "baseline"
@@ -44,6 +48,7 @@ BASELINE = "baseline"
 def run_quickstart(config: QuickstartConfig) -> None:
     """Run `vz-ray quickstart`."""
     check_scorers(config.reward, (), "the needle world")
+    _prepare_base(config)
     with open_run(config) as run:
         report = run.run_dir.path / "report.html"
         if not report.exists():
@@ -55,6 +60,18 @@ def run_quickstart(config: QuickstartConfig) -> None:
         summary = write_summary(run.run_dir.path, config.eval)
     print_summary(summary)
     print(f"report: {report}")
+
+
+def _prepare_base(config: QuickstartConfig) -> None:
+    """Train the base model if it is missing, and check its family."""
+    base = Path(config.model)
+    if not base.exists():
+        build_base_model(base, BaseTrainingConfig.for_family(config.family), threads=os.cpu_count() or 1)
+    family = load_family(base)
+    if family.model_type != config.family:
+        raise UserError(
+            f"family is {config.family}, but model {config.model} is {family.name}; set family={family.model_type}"
+        )
 
 
 def run_baseline(quickstart_dir: Path) -> None:
