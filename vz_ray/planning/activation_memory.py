@@ -121,7 +121,8 @@ def text_saved_bytes(
 def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, checkpointing: bool) -> int:
     """Return the saved bytes of all blocks, the patch projection, the position embeddings and the mergers.
 
-    The input of a deepstack merger is also the next block's.
+    The input of a deepstack merger is also the next block's. The features, of all levels, are saved when they
+    replace embeddings; frames that appear once.
     """
     block = dtype_bytes * vision.hidden if checkpointing else vision_block_bytes(vision, dtype_bytes)
     rotary = 2 * FP32_BYTES * (vision.hidden // vision.heads)
@@ -131,12 +132,8 @@ def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, c
     positions = (2 + 1) * FP32_BYTES * _INTERPOLATION_CORNERS if vision.position_table else 0
     # Pixels arrive in float32; another dtype makes a copy.
     pixels = dtype_bytes * vision.patch_elements
-    return patches * (vision.depth * block + rotary + merger + deepstack + positions + pixels)
-
-
-def feature_bytes(vision: VisionShape, dtype_bytes: int, visual_tokens: int) -> int:
-    """Return the bytes of the features that the language model's input saves, all levels of deepstack."""
-    return dtype_bytes * visual_tokens * vision.feature_levels * vision.out_hidden
+    features = dtype_bytes * patches // vision.merge_size**2 * vision.feature_levels * vision.out_hidden
+    return patches * (vision.depth * block + rotary + merger + deepstack + positions + pixels) + features
 
 
 def pixel_input_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:

@@ -238,7 +238,6 @@ def _activations(
         text, dtype_bytes, batch.tokens, checkpointing=checkpointing, attention=attention
     )
     saved += activation_memory.head_saved_bytes(text, dtype_bytes, batch.sampled_tokens)
-    saved += activation_memory.feature_bytes(vision, dtype_bytes, batch.patches // vision.merge_size**2)
     pixels = activation_memory.pixel_input_bytes(vision, dtype_bytes, batch.patches)
     tower, patches = 0, 0
     if params.vision:
