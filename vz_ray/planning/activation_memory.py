@@ -36,15 +36,16 @@ class AttentionMemory:
     def saved_bytes(self, text: TextShape, dtype_bytes: int) -> int:
         """Return bytes per token and layer of full attention.
 
-        Queries, keys, values, log-sum-exps and the output; inputs of normalized queries and keys; the gate, its
-        product with the output, and without FlashAttention a copy of the output for that product.
+        Queries, keys, values, log-sum-exps and the output; inputs of normalized queries and keys; the gate and its
+        product with the output. Without FlashAttention the output has the layout of the queries, which are
+        concatenated if a part rotates, and is copied.
         """
         keys = round(self.gathered_keys * text.kv_dim) if self.fused else text.query_dim
         saved = dtype_bytes * (2 * text.query_dim + 2 * keys) + FP32_BYTES * text.heads
         if text.qk_norm:
             saved += (FP32_BYTES + _normalized_bytes(text, dtype_bytes)) * (text.query_dim + text.kv_dim)
         if text.output_gate:
-            copies = 2 if self.fused else 3
+            copies = 2 + (not self.fused and text.rotary_share < 1)
             # Float32 queries are a view of the projection that also has the gate.
             copies += text.qk_norm and dtype_bytes == FP32_BYTES
             saved += dtype_bytes * copies * text.query_dim
@@ -114,7 +115,7 @@ def text_saved_bytes(
         layers = text.attention_layers * text_layer_bytes(text, dtype_bytes, attention)
         if text.linear:
             layers += text.linear_layers * text_layer_bytes(text, dtype_bytes, attention, linear=True)
-    rotary = 2 * dtype_bytes * text.head_dim
+    rotary = 2 * dtype_bytes * int(text.rotary_share * text.head_dim)
     return tokens * (layers + rotary + (FP32_BYTES + _normalized_bytes(text, dtype_bytes)) * text.hidden)
 
 
@@ -168,14 +169,14 @@ def layer_workspace_bytes(
 def frozen_tower_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
     """Return the workspace of a vision tower without gradients: MLP or rotary embedding of one block.
 
-    The rotary embedding is in float32. The position embeddings, in float32, and the hidden states before them are
-    alive in all blocks.
+    The rotary embedding is in float32. The float32 position embeddings and the features of deepstack stay alive.
     """
     float32_copies = 0 if dtype_bytes == FP32_BYTES else 2
     attention = (5 * dtype_bytes + (4 + float32_copies) * FP32_BYTES) * vision.hidden
-    positions = (FP32_BYTES + dtype_bytes) * vision.hidden if vision.position_table else 0
+    positions = FP32_BYTES * vision.hidden if vision.position_table else 0
     rotary = 2 * FP32_BYTES * (vision.hidden // vision.heads)
-    return patches * (max(block_mlp_bytes(vision, dtype_bytes), attention) + positions + rotary)
+    deepstack = dtype_bytes * len(vision.deepstack_blocks) * vision.out_hidden // vision.merge_size**2
+    return patches * (max(block_mlp_bytes(vision, dtype_bytes), attention) + positions + rotary + deepstack)
 
 
 def block_mlp_bytes(vision: VisionShape, dtype_bytes: int) -> int:
