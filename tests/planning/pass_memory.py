@@ -70,7 +70,7 @@ def wide_policy(model_type: str, dtype: torch.dtype, *, chunk: int = 64) -> Poli
     return policy
 
 
-def pack_batch(policy: PolicyModel, *, samples: int = 2, overview: int = 6, clip: int = 4) -> MicroBatch:
+def pack_batch(policy: PolicyModel, *, samples: int = 4, overview: int = 12, clip: int = 6) -> MicroBatch:
     """Return one group as a packed sequence: a shared overview, and a clip between two turns of each sample."""
     vision, rng = policy.shape.vision, np.random.default_rng(0)
     side, per_frame = _SIDE * vision.patch_size, (_SIDE // vision.merge_size) ** 2
