@@ -166,7 +166,6 @@ def test_start_keeps_predictions_of_base(name: str) -> None:
     ids = torch.tensor([tokenizer.encode("".join(corpus[:30]), add_special_tokens=False)])
     with torch.no_grad():
         expected, actual = (hf(input_ids=ids).logits[0].argmax(dim=-1) for hf in (base, model))
-    print(name, (expected == actual).float().mean())
     assert (expected == actual).float().mean() > 0.5
 
 
