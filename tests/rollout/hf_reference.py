@@ -26,9 +26,7 @@ TEXTS = (
 )
 
 
-def build_tiny_checkpoint(
-    directory: Path, *, tied: bool = False, seed: int = 0, family: str = "qwen2_5_vl"
-) -> Path:
+def build_tiny_checkpoint(directory: Path, *, tied: bool = False, seed: int = 0, family: str = "qwen2_5_vl") -> Path:
     """Build a small random checkpoint with clearly different logits, whose weights are bfloat16 numbers."""
     path = build_tiny_model(
         directory,
