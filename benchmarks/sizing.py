@@ -1,7 +1,7 @@
 """Cluster sizing: simulate training steps for splits of GPUs into engines, learner ranks and decoders.
 
     make sizing
-    make sizing ARGS="--gpus 16 64 --model-b 3.1 --zoom-cpu-s 1.26 --run runs/long"
+    make sizing ARGS="--gpus 16 64 --model Qwen3-VL-4B --zoom-cpu-s 1.26 --run runs/long"
 
 The simulation covers each episode of a step: sampling, waiting for a clip, prefill. Engines share their time
 among the turns they sample; decoders have a queue of requests.
@@ -13,7 +13,7 @@ Inputs by source:
 - computed: seconds of engines and learner, from FLOPs, memory traffic and assumed fractions of the peak
   (`--decode-share`, `--prefill-mfu`, `--learner-mfu`). Replace the assumptions by your measurements.
 
-A second table has the step of each shipped RL recipe of the 7B policy: simulated rollout, and the planner's times of
+A second table has the step of each shipped RL recipe: simulated rollout, and the planner's times of
 learner, publish and switch (`vz-ray plan`). Its first row is the split that preceded these recipes: 8 engines and 8
 ranks in turns, with a copy of the weights in shared memory before each publish.
 
@@ -48,12 +48,16 @@ from vz_ray.planning.planner import make_plan
 from vz_ray.planning.step_time import StepTime, step_time
 
 FORMER_SPLIT = Path("conf/videozoomer-7b-rl-split.yaml")
-RECIPES = (
-    Path("conf/videozoomer-7b-rl.yaml"),
-    Path("conf/videozoomer-7b-rl-split.yaml"),
-    Path("conf/videozoomer-7b-rl-8gpu.yaml"),
-    Path("conf/videozoomer-7b-rl-1gpu.yaml"),
-)
+RECIPES = {
+    Path("conf/videozoomer-7b-rl.yaml"): "Qwen2.5-VL-7B",
+    Path("conf/videozoomer-7b-rl-split.yaml"): "Qwen2.5-VL-7B",
+    Path("conf/videozoomer-7b-rl-8gpu.yaml"): "Qwen2.5-VL-7B",
+    Path("conf/videozoomer-7b-rl-1gpu.yaml"): "Qwen2.5-VL-7B",
+    Path("conf/qwen3-vl-8b-rl.yaml"): "Qwen3-VL-8B",
+    Path("conf/qwen3-vl-4b-rl.yaml"): "Qwen3-VL-4B",
+    Path("conf/qwen3.5-4b-rl.yaml"): "Qwen3.5-4B",
+}
+"""Shipped RL recipes and their models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,8 @@ def time_recipes() -> list[StepTime]:
     """Return the step of the former split and of each shipped RL recipe, with simulated rollout."""
     assumptions = Assumptions()
     steps = []
-    for path in (FORMER_SPLIT, *RECIPES):
-        config = load_config(GrpoRunConfig, path, ["model=Qwen2.5-VL-7B"])
+    for path, model in ((FORMER_SPLIT, RECIPES[FORMER_SPLIT]), *RECIPES.items()):
+        config = load_config(GrpoRunConfig, path, [f"model={model}"])
         step = step_time(config, make_plan(config, assumptions), assumptions)
         simulation = SimulationConfig(
             paper_episode_shapes(),
@@ -117,9 +121,10 @@ def time_recipes() -> list[StepTime]:
             group_size=config.train.group_size,
             max_concurrent_episodes=config.rollout.max_concurrent_episodes,
         )
-        rollout = simulate_rollout(simulation, GpuModel(), step.engines, config.clips.num_actors)
+        gpu = GpuModel.of_gpus(load_model_shape(model), assumptions, num_gpus=1)
+        rollout = simulate_rollout(simulation, gpu, step.engines, config.clips.num_actors)
         steps.append(replace(step, rollout_s=rollout.seconds))
-    nbytes = 2 * load_model_shape("Qwen2.5-VL-7B").parameters
+    nbytes = 2 * load_model_shape(RECIPES[FORMER_SPLIT]).parameters
     steps[0] = replace(steps[0], publish_s=steps[0].publish_s + nbytes / (assumptions.shm_gbps * 1e9))
     return steps
 
@@ -136,21 +141,21 @@ def recipe_table(steps: Sequence[StepTime]) -> Table:
 
 
 def main() -> None:
-    gpu, config = GpuModel(), SimulationConfig(paper_episode_shapes())
+    config = SimulationConfig(paper_episode_shapes())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpus", type=int, nargs="+", default=[16, 64, 512])
     parser.add_argument("--run", type=Path, help="run directory with recorded episodes")
     parser.add_argument("--batch-size", type=int, default=config.batch_size, help="tasks per step")
     parser.add_argument("--zoom-cpu-s", type=float, default=config.zoom_cpu_s)
     parser.add_argument("--overview-cpu-s", type=float, default=config.overview_cpu_s)
-    parser.add_argument("--model-b", type=float, default=gpu.params / 1e9, help="parameters in billions")
-    parser.add_argument("--decode-share", type=float, default=gpu.decode_share)
-    parser.add_argument("--prefill-mfu", type=float, default=gpu.prefill_mfu)
-    parser.add_argument("--learner-mfu", type=float, default=gpu.learner_mfu)
+    parser.add_argument("--model", default="Qwen2.5-VL-7B", help="checkpoint directory or known name")
+    defaults = GpuModel()
+    parser.add_argument("--decode-share", type=float, default=defaults.decode_share)
+    parser.add_argument("--prefill-mfu", type=float, default=defaults.prefill_mfu)
+    parser.add_argument("--learner-mfu", type=float, default=defaults.learner_mfu)
     args = parser.parse_args()
     gpu = replace(
-        gpu,
-        params=args.model_b * 1e9,
+        GpuModel.of_gpus(load_model_shape(args.model), Assumptions(), num_gpus=1),
         decode_share=args.decode_share,
         prefill_mfu=args.prefill_mfu,
         learner_mfu=args.learner_mfu,

@@ -16,7 +16,7 @@ from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 
 SFT, RL = Path("conf/videozoomer-7b-sft.yaml"), Path("conf/videozoomer-7b-rl.yaml")
-RECIPES = sorted(Path("conf").glob("videozoomer-7b-*.yaml"))
+RECIPES = [*Path("conf").glob("videozoomer-7b-*.yaml"), *Path("conf").glob("qwen3*.yaml")]
 GPU_BYTES = 80e9
 TRAINED, FROZEN, SAMPLED = 2 + 2 + 3 * 4, 2, 2
 """Bytes per parameter: bf16 weight and gradient, fp32 weight and two moments; or only the bf16 weight."""

@@ -42,7 +42,7 @@ def _qwen3_5(shape: ModelShape) -> Any:
 
     linear = shape.text.linear
     assert linear is not None
-    text = _text(shape, sections=[2, 1, 1], rotary_share=0.25) | {
+    text = _text(shape, sections=[2, 1, 1]) | {
         "head_dim": shape.text.head_dim,
         "layer_types": [
             "linear_attention" if layer in linear.indices else "full_attention" for layer in range(shape.text.layers)
@@ -53,15 +53,15 @@ def _qwen3_5(shape: ModelShape) -> Any:
         "linear_value_head_dim": linear.value_head_dim,
         "linear_conv_kernel_dim": linear.conv_kernel,
     }
-    text["rope_parameters"] |= {"mrope_interleaved": True, "partial_rotary_factor": 0.25}
+    text["rope_parameters"] |= {"mrope_interleaved": True, "partial_rotary_factor": shape.text.rotary_share}
     vision = _vision(shape) | {"num_position_embeddings": shape.vision.position_table}
     return Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=shape.text.tie_word_embeddings)
 
 
-def _text(shape: ModelShape, sections: list[int], rotary_share: float = 1.0) -> dict[str, Any]:
+def _text(shape: ModelShape, sections: list[int]) -> dict[str, Any]:
     """Return the text config; `sections` are the shares of time, rows and columns in the rotary positions."""
     text = shape.text
-    half = int(text.head_dim * rotary_share) // 2
+    half = int(text.head_dim * text.rotary_share) // 2
     unit = half // sum(sections)
     rest = half - unit * sum(sections)
     return {

@@ -15,8 +15,8 @@ import torch
 
 from tests.config.qwen_3b import architecture as architecture_3b
 from tests.config.qwen_7b import architecture
+from tests.families.hf_configs import build_on_meta
 from tests.learner.training_data import small_model
-from tests.planning.pass_memory import build_on_meta
 from vz_ray.learner.checkpoint_shapes import INDEX, SINGLE, check_tensor_shapes, read_safetensors_header
 from vz_ray.learner.policy_model import load_pretrained
 from vz_ray.utils.errors import UserError

@@ -15,13 +15,23 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AttentionInterface, AutoModelForImageTextToText
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tests.learner.training_data import TrainingData
-from tests.planning.pass_memory import LiveTensors, make_wide_training_data, pack_batch, peak_bytes
+from tests.families.hf_configs import hf_config
+from tests.planning.pass_memory import (
+    MODEL_TYPES,
+    WIDE_SHAPES,
+    LiveTensors,
+    chunk_padding,
+    pack_batch,
+    peak_bytes,
+    wide_policy,
+)
 from vz_ray.config.learner import LearnerConfig, LoraConfig
-from vz_ray.families import TextShape, model_shape
+from vz_ray.families import TextShape
 from vz_ray.learner.logprobs import TokenLogprobs
-from vz_ray.learner.policy_model import PolicyModel, load_pretrained
+from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.planning import activation_memory
 from vz_ray.planning.activation_memory import AttentionMemory
 from vz_ray.planning.trainable_params import count_trainable_params
@@ -29,12 +39,11 @@ from vz_ray.planning.trainable_params import count_trainable_params
 pytestmark = pytest.mark.integration
 
 TOLERANCE = 0.05
-UNFUSED = AttentionMemory(fused=False)
+PEAK_TOLERANCE = {"cpu": 0.1, "cuda": 0.2}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
-    return make_wide_training_data(tmp_path_factory.mktemp("model"))
+def unfused(batch: Any) -> AttentionMemory:
+    return AttentionMemory(fused=False, chunk_padding=chunk_padding(batch))
 
 
 def saved_bytes(module: Any, call: Callable[[], Any]) -> int:
@@ -60,12 +69,12 @@ def expected_saved_bytes(
     *,
     checkpointing: bool,
     frozen: bool,
-    attention: AttentionMemory = UNFUSED,
+    attention: AttentionMemory | None = None,
 ) -> int:
     shape, width = policy.shape, policy.hf.dtype.itemsize
     tokens, patches, sampled = batch.input_ids.numel(), len(batch.pixel_values), int(batch.mask.sum())
     saved = activation_memory.text_saved_bytes(
-        shape.text, width, tokens, checkpointing=checkpointing, attention=attention
+        shape.text, width, tokens, checkpointing=checkpointing, attention=attention or unfused(batch)
     ) + activation_memory.head_saved_bytes(shape.text, width, sampled)
     if frozen:
         return saved
@@ -75,14 +84,15 @@ def expected_saved_bytes(
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", MODEL_TYPES)
 def test_live_bytes_after_forward_match_formulas(
-    data: TrainingData, dtype: torch.dtype, frozen: bool, checkpointing: bool
+    family: str, dtype: torch.dtype, frozen: bool, checkpointing: bool
 ) -> None:
-    policy = PolicyModel.from_pretrained(data.model, dtype, chunk=64).train()
+    policy = wide_policy(family, dtype)
     policy.hf.model.visual.requires_grad_(not frozen)
     if checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    batch = pack_batch(data, policy)
+    batch = pack_batch(policy)
     with LiveTensors() as live:
         result = policy(batch)
         live_bytes = live.now()
@@ -95,19 +105,26 @@ def test_live_bytes_after_forward_match_formulas(
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_autograd_saved_bytes_match_formulas(data: TrainingData, frozen: bool) -> None:
-    policy = PolicyModel.from_pretrained(data.model, torch.float32, chunk=64).train()
+@pytest.mark.parametrize("family", MODEL_TYPES)
+def test_autograd_saved_bytes_match_formulas(family: str, frozen: bool) -> None:
+    policy = wide_policy(family, torch.float32)
     policy.hf.model.visual.requires_grad_(not frozen)
-    batch = pack_batch(data, policy)
+    batch = pack_batch(policy)
     saved = saved_bytes(policy, lambda: policy(batch))
     expected = expected_saved_bytes(policy, batch, checkpointing=False, frozen=frozen)
     assert expected == pytest.approx(saved, rel=TOLERANCE), expected / saved
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fused_attention_saved_bytes_match_formula(data: TrainingData, dtype: torch.dtype) -> None:
-    hf = load_pretrained(data.model, dtype)
-    text, shape = hf.model.language_model.train(), model_shape(hf.config).text
+@pytest.mark.parametrize("family", [name for name, shape in WIDE_SHAPES.items() if not shape.text.linear])
+def test_fused_attention_saved_bytes_match_formula(family: str, dtype: torch.dtype) -> None:
+    shape = WIDE_SHAPES[family].text
+    config = hf_config(WIDE_SHAPES[family])
+    hf = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    text = hf.model.language_model.train()
+    # HF prepares no mask for an attention function that it does not know; this one is then causal.
+    AttentionInterface.register("causal", sdpa_attention_forward)
+    text.config._attn_implementation = "causal"
     tokens = 512
     states = torch.randn(1, tokens, shape.hidden, dtype=dtype)
     positions = torch.arange(tokens).expand(3, 1, -1)
@@ -147,9 +164,10 @@ def test_logprob_workspace_matches_formula(
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_peak_of_a_pass_is_within_20_percent(
+@pytest.mark.parametrize("family", MODEL_TYPES)
+def test_peak_of_a_pass_is_within_tolerance(
     device: torch.device,
-    data: TrainingData,
+    family: str,
     dtype: torch.dtype,
     checkpointing: bool,
     record_property: Callable[[str, object], None],
@@ -157,14 +175,14 @@ def test_peak_of_a_pass_is_within_20_percent(
     """The peak holds saved activations, the workspace of a layer or the logits, and gradients."""
     if device.type == "cuda" and dtype is torch.float32:
         pytest.skip("on a GPU, attention without FlashAttention has its own formula")
-    policy = PolicyModel.from_pretrained(data.model, dtype, chunk=64).train().to(device)
+    policy = wide_policy(family, dtype).to(device)
     if checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    batch = pack_batch(data, policy)
+    batch = pack_batch(policy)
     shape, width = policy.shape, dtype.itemsize
     tokens, patches, sampled = batch.input_ids.numel(), len(batch.pixel_values), int(batch.mask.sum())
     gathered_keys = int(batch.layout.cu_seqlens_k[-1]) / tokens
-    attention = UNFUSED if device.type == "cpu" else AttentionMemory(gathered_keys=gathered_keys)
+    attention = unfused(batch) if device.type == "cpu" else AttentionMemory(gathered_keys=gathered_keys)
 
     def run() -> None:
         logprobs, entropy = policy(batch)
@@ -183,16 +201,29 @@ def test_peak_of_a_pass_is_within_20_percent(
         saved -= batch.pixel_values.nbytes
     expected = saved + max(layer, logits)
     record_property("planned_to_measured", expected / peak)
-    assert expected == pytest.approx(peak, rel=0.2), (expected / peak, saved, layer, logits)
+    assert expected == pytest.approx(peak, rel=PEAK_TOLERANCE[device.type]), (expected / peak, saved, layer, logits)
 
 
-@pytest.fixture(scope="module")
-def peaks(data: TrainingData) -> dict[tuple[str, float, bool], int]:
-    """Peak bytes of passes with adapters, by dtype, dropout and gradient checkpointing."""
-    command = [sys.executable, "-m", "tests.planning.adapter_peak_memory", str(data.model)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", MODEL_TYPES)
+def test_frozen_tower_workspace_matches_formula(family: str, dtype: torch.dtype) -> None:
+    policy = wide_policy(family, dtype)
+    policy.hf.model.visual.requires_grad_(False)
+    batch = pack_batch(policy, samples=1, overview=4, clip=1)
+    patches, width, vision = len(batch.pixel_values), dtype.itemsize, policy.shape.vision
+    peak = peak_bytes(torch.device("cpu"), lambda: policy.image_features(batch))
+    copy = 0 if dtype is torch.float32 else width * patches * vision.patch_elements
+    expected = activation_memory.frozen_tower_bytes(vision, width, patches) + copy
+    assert expected == pytest.approx(peak, rel=TOLERANCE), expected / peak
+
+
+@pytest.fixture(scope="module", params=MODEL_TYPES)
+def peaks(request: pytest.FixtureRequest) -> tuple[str, dict[tuple[str, float, bool], int]]:
+    """Family, and peak bytes of passes with adapters, by dtype, dropout and gradient checkpointing."""
+    command = [sys.executable, "-m", "tests.planning.adapter_peak_memory", request.param]
     process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert process.returncode == 0, process.stderr[-3000:]
-    return {tuple(case): peak for *case, peak in json.loads(process.stdout.splitlines()[-1])}
+    return request.param, {tuple(case): peak for *case, peak in json.loads(process.stdout.splitlines()[-1])}
 
 
 @pytest.mark.slow
@@ -200,26 +231,20 @@ def peaks(data: TrainingData) -> dict[tuple[str, float, bool], int]:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peak_with_adapters_is_below_the_formulas(
-    data: TrainingData,
-    peaks: dict[tuple[str, float, bool], int],
-    dtype: torch.dtype,
-    dropout: float,
-    checkpointing: bool,
+    peaks: tuple[str, dict[tuple[str, float, bool], int]], dtype: torch.dtype, dropout: float, checkpointing: bool
 ) -> None:
     """Frozen norms and matrices save less than the formulas, which assume trained ones."""
-    policy, lora = (
-        PolicyModel.from_pretrained(data.model, dtype, chunk=64),
-        LoraConfig(rank=4, dropout=dropout),
-    )
-    batch = pack_batch(data, policy)
+    family, measured_peaks = peaks
+    policy, lora = wide_policy(family, dtype), LoraConfig(rank=4, dropout=dropout)
+    batch = pack_batch(policy)
     shape, width = policy.shape, dtype.itemsize
     tokens, sampled = batch.input_ids.numel(), int(batch.mask.sum())
     dropped = tokens * (width + 1) * count_trainable_params(shape, LearnerConfig(lora=lora)).dropout_inputs
     layer = activation_memory.layer_workspace_bytes(
-        shape, width, tokens, 0, checkpointing=checkpointing, attention=UNFUSED
+        shape, width, tokens, 0, checkpointing=checkpointing, attention=unfused(batch)
     ) + (dropped // shape.text.layers if checkpointing else 0)
     logits = activation_memory.logits_workspace_bytes(shape.text, width, sampled, 64, head_trained=False)
     saved = expected_saved_bytes(policy, batch, checkpointing=checkpointing, frozen=True)
     expected = saved + (0 if checkpointing else dropped) + max(layer, logits)
-    measured = peaks[str(dtype).removeprefix("torch."), dropout, checkpointing]
+    measured = measured_peaks[str(dtype).removeprefix("torch."), dropout, checkpointing]
     assert 1 <= expected / measured <= 1.3, expected / measured

@@ -1,23 +1,24 @@
-"""FLOP formulas against torch's FlopCounterMode over HF modules, at 7B size on the meta device."""
+"""FLOP formulas against torch's FlopCounterMode over HF modules, at released sizes on the meta device."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AttentionInterface
 
-from tests.config.qwen_7b import architecture
-from tests.planning.pass_memory import build_on_meta, make_wide_training_data, pack_batch
+from tests.families.hf_configs import build_on_meta, hf_config
+from tests.planning.pass_memory import MODEL_TYPES, pack_batch, wide_policy
 from vz_ray.config.learner import LoraConfig
-from vz_ray.families import ModelShape, model_shape
+from vz_ray.families import FAMILIES, ModelShape, load_model_shape
 from vz_ray.learner.lora import add_adapters
-from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.learner.vision_tower import vision_tables
 from vz_ray.planning.model_flops import (
+    DELTA_RULE_CHUNK,
     FROZEN_BACKWARD_FACTOR,
     causal_pairs,
     head_flops,
@@ -31,16 +32,19 @@ GRIDS = [(1, 16, 32), (1, 20, 12), (1, 2, 2)]
 """Full windows, partial windows, and a single visual token."""
 
 
+SIZES = {"qwen2_5_vl": "Qwen2.5-VL-7B", "qwen3_vl": "Qwen3-VL-8B", "qwen3_5": "Qwen3.5-4B"}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def shape(request: pytest.FixtureRequest) -> ModelShape:
+    return load_model_shape(SIZES[request.param])
+
+
 @pytest.fixture(scope="module")
-def model() -> Any:
-    config = architecture()
+def model(shape: ModelShape) -> Any:
+    config = hf_config(shape)
     config._attn_implementation = "eager"
     return build_on_meta(config).eval()
-
-
-@pytest.fixture(scope="module")
-def shape(model: Any) -> ModelShape:
-    return model_shape(model.config)
 
 
 def count_flops(call: Any) -> int:
@@ -49,8 +53,19 @@ def count_flops(call: Any) -> int:
     return counter.get_total_flops()
 
 
+def attend_to_all(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, scaling: float, **unused: Any
+) -> tuple[Tensor, None]:
+    """Compute all pairs, including masked ones; HF prepares no mask for an attention function that it does not know."""
+    key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for t in (key, value))
+    return ((query @ key.mT * scaling).softmax(-1) @ value).transpose(1, 2), None
+
+
 def test_text_flops_match_torch(model: Any, shape: ModelShape) -> None:
-    length = 300
+    AttentionInterface.register("all_pairs", attend_to_all)
+    model.model.language_model.config._attn_implementation = "all_pairs"
+    # Linear attention is computed in chunks of 64 tokens.
+    length = 320
     states = torch.empty(1, length, shape.text.hidden, device="meta")
     positions = torch.empty(3, 1, length, dtype=torch.long, device="meta")
 
@@ -58,12 +73,18 @@ def test_text_flops_match_torch(model: Any, shape: ModelShape) -> None:
         model.model.language_model(
             inputs_embeds=states,
             position_ids=positions,
-            attention_mask={"full_attention": None},
+            attention_mask={"full_attention": None, "linear_attention": None},
             use_cache=False,
         )
 
-    # Eager attention computes all pairs, including masked ones.
-    assert count_flops(call) == text_flops(shape, length, length**2)
+    expected = text_flops(shape, length, length**2)
+    if linear := shape.text.linear:
+        # torch counts the padded convolution, which the formula omits, and no triangular solves.
+        convolution = 2 * (length + linear.conv_kernel - 1) * linear.conv_dim * linear.conv_kernel
+        solve = length * linear.value_heads * DELTA_RULE_CHUNK * (linear.key_head_dim + linear.value_head_dim)
+        expected += linear.layers * (convolution - solve)
+        assert linear.layers * convolution < 0.01 * expected
+    assert count_flops(call) == expected
 
 
 def test_head_flops_match_torch(model: Any, shape: ModelShape) -> None:
@@ -71,12 +92,12 @@ def test_head_flops_match_torch(model: Any, shape: ModelShape) -> None:
     assert count_flops(lambda: model.lm_head(states)) == head_flops(shape, 7)
 
 
-def test_adapter_backward_flops_match_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", MODEL_TYPES)
+def test_adapter_backward_flops_match_torch(family: str) -> None:
     """torch does not count CPU attention, and the first layer's inputs need no gradients."""
-    data = make_wide_training_data(tmp_path)
-    policy = PolicyModel.from_pretrained(data.model, chunk=10**9).train()
-    add_adapters(policy.hf, LoraConfig(rank=1), str(data.model), seed=0)
-    batch = pack_batch(data, policy)
+    policy = wide_policy(family, torch.float32, chunk=10**9)
+    add_adapters(policy.hf, LoraConfig(rank=1), family, seed=0)
+    batch = pack_batch(policy)
     shape = policy.shape
     logprobs, entropy = policy(batch)
     with FlopCounterMode(display=False) as counter:
@@ -89,7 +110,8 @@ def test_adapter_backward_flops_match_torch(tmp_path: Path) -> None:
 def test_vision_flops_match_torch(model: Any, shape: ModelShape, grid: tuple[int, int, int]) -> None:
     visual, array = model.model.visual, np.asarray([grid])
     tables = vision_tables(array, shape, torch.device("cpu"))
-    tables["position_ids"] = torch.as_tensor(tables["position_ids"]).to("meta")
+    for name in {"position_ids", "interp_indices", "interp_weights"} & tables.keys():
+        tables[name] = torch.as_tensor(tables[name]).to("meta")
     patches = grid[1] * grid[2]
     pixels = torch.empty(patches, shape.vision.patch_elements, device="meta")
     flops = count_flops(lambda: visual(pixels, grid_thw=torch.from_numpy(array), **tables))

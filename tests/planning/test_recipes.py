@@ -1,4 +1,4 @@
-"""Every shipped recipe of the 7B policy loads, plans and fits; the RL recipes are what the planner recommends."""
+"""Every shipped recipe loads, plans and fits; the RL recipes are what the planner recommends."""
 
 from __future__ import annotations
 
@@ -7,18 +7,41 @@ from pathlib import Path
 import pytest
 
 from vz_ray.config.run import GrpoRunConfig
+from vz_ray.families import FAMILIES
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.plan_report import PlanReport, make_report, plan_to_json
 from vz_ray.planning.planner import load_plannable_config
 
-RECIPES = sorted(Path("conf").glob("videozoomer-7b-*.yaml"))
-GPUS = {"videozoomer-7b-rl": 16, "videozoomer-7b-rl-8gpu": 8, "videozoomer-7b-rl-1gpu": 1}
+MODELS = {
+    "videozoomer-7b": "Qwen2.5-VL-7B",
+    "qwen3-vl-8b": "Qwen3-VL-8B",
+    "qwen3-vl-4b": "Qwen3-VL-4B",
+    "qwen3.5-4b": "Qwen3.5-4B",
+}
+"""Model of each recipe, by the start of its name."""
+RECIPES = sorted(path for name in MODELS for path in Path("conf").glob(f"{name}-*.yaml"))
+GPUS = {
+    "videozoomer-7b-rl": 16,
+    "videozoomer-7b-rl-8gpu": 8,
+    "videozoomer-7b-rl-1gpu": 1,
+    "qwen3-vl-8b-rl": 16,
+    "qwen3-vl-4b-rl": 8,
+    "qwen3.5-4b-rl": 8,
+}
 """Recipes that use their GPUs as the planner recommends."""
 MAX_STEP_S = 600.0
 
 
 def report(path: Path) -> PlanReport:
-    return make_report(load_plannable_config(path, ["model=Qwen2.5-VL-7B"]), Assumptions())
+    model = next(model for name, model in MODELS.items() if path.stem.startswith(name))
+    return make_report(load_plannable_config(path, [f"model={model}"]), Assumptions())
+
+
+def test_each_family_has_recipes() -> None:
+    with_recipes = {
+        family.model_type for family in FAMILIES.values() for model in family.known_shapes if model in MODELS.values()
+    }
+    assert with_recipes == FAMILIES.keys()
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -41,10 +64,14 @@ def test_recipe_is_what_the_planner_recommends(name: str) -> None:
     assert steps.recommended is steps.configured, steps.reason
 
 
-def test_step_on_16_gpus_takes_at_most_ten_minutes() -> None:
-    steps = report(Path("conf/videozoomer-7b-rl.yaml")).steps
+@pytest.mark.parametrize("name", ["videozoomer-7b-rl", "qwen3-vl-8b-rl"])
+def test_step_on_16_gpus_takes_at_most_ten_minutes(name: str) -> None:
+    steps = report(Path(f"conf/{name}.yaml")).steps
     assert steps is not None
     assert steps.configured.seconds <= MAX_STEP_S
+
+
+def test_separate_gpus_take_longer() -> None:
     split = report(Path("conf/videozoomer-7b-rl-split.yaml")).steps
     assert split is not None
     assert split.configured.seconds > MAX_STEP_S

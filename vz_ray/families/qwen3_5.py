@@ -23,7 +23,8 @@ def _dense(
     indices = tuple(layer for layer in range(layers) if (layer + 1) % FULL_ATTENTION_INTERVAL)
     text = TextShape(
         hidden, layers, heads, kv_heads, 256, intermediate, 248_320, tower is SMALL_TOWER,
-        qk_norm=True, output_gate=True, linear=LinearAttentionShape(indices, 16, value_heads, 128, 128, 4),
+        qk_norm=True, output_gate=True, float32_norms=True, rotary_share=0.25,
+        linear=LinearAttentionShape(indices, 16, value_heads, 128, 128, 4),
     )  # fmt: skip
     return ModelShape(_MODEL_TYPE, text, replace(tower, out_hidden=hidden))
 
@@ -69,6 +70,8 @@ class Qwen35(Qwen3VL):
                 tie_word_embeddings=bool(config.tie_word_embeddings),
                 qk_norm=True,
                 output_gate=True,
+                float32_norms=True,
+                rotary_share=text.rope_parameters["partial_rotary_factor"],
                 linear=linear,
             ),
             read_tower(config.vision_config),

@@ -73,6 +73,10 @@ class TextShape:
     """Whether queries and keys are normalized per head."""
     output_gate: bool = False
     """Whether the output of full attention is gated by a projection of its size."""
+    float32_norms: bool = False
+    """Whether norms scale in float32, or in the dtype of the weights."""
+    rotary_share: float = 1.0
+    """Fraction of a head that rotates with the position."""
     linear: LinearAttentionShape | None = None
     """Layers with linear attention."""
 

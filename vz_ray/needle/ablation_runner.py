@@ -50,6 +50,7 @@ from vz_ray.needle.ablation_plan import (
 from vz_ray.needle.quickstart import (
     collect_cold_start_exemplars,
     make_needle_dataset,
+    prepare_base,
     train_sft_model,
 )
 from vz_ray.needle.reflections import (
@@ -81,6 +82,7 @@ def run_ablation(config: AblationConfig) -> None:
         StopRequested: The user stopped the run. The same command resumes it.
     """
     check_scorers(config.reward, (), "the needle world")
+    prepare_base(config)
     with open_run(config) as run:
         layout = AblationLayout(run.run_dir.path, Path(config.model))
         make_needle_datasets(config, run)

@@ -48,7 +48,7 @@ BASELINE = "baseline"
 def run_quickstart(config: QuickstartConfig) -> None:
     """Run `vz-ray quickstart`."""
     check_scorers(config.reward, (), "the needle world")
-    _prepare_base(config)
+    prepare_base(config)
     with open_run(config) as run:
         report = run.run_dir.path / "report.html"
         if not report.exists():
@@ -62,8 +62,12 @@ def run_quickstart(config: QuickstartConfig) -> None:
     print(f"report: {report}")
 
 
-def _prepare_base(config: QuickstartConfig) -> None:
-    """Train the base model if it is missing, and check its family."""
+def prepare_base(config: QuickstartConfig) -> None:
+    """Train the base model of the config's family if `model` is missing.
+
+    Raises:
+        UserError: `model` is of another family.
+    """
     base = Path(config.model)
     if not base.exists():
         build_base_model(base, BaseTrainingConfig.for_family(config.family), threads=os.cpu_count() or 1)

@@ -2,8 +2,8 @@
 
 Counted operation by operation for HF's models with the learner's settings: attention that saves its
 output and one float32 per row and head (`vz_ray.learner.attention`, `vz_ray.learner.vision_tower`), norms
-that compute in float32 and save that copy, an MLP that saves four intermediates, and log-probs by
-`vz_ray.learner.logprobs`. `dtype_bytes` is the size of a number: 2 in bfloat16, 4 in float32.
+that compute in float32 and save that copy, an MLP that saves four intermediates (two without a gate), and
+log-probs by `vz_ray.learner.logprobs`. `dtype_bytes` is the size of a number: 2 in bfloat16, 4 in float32.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vz_ray.families import ModelShape, TextShape, VisionShape
+from vz_ray.planning import linear_attention_memory
 
 FP32_BYTES = 4
+_INTERPOLATION_CORNERS = 4
+"""Rows of the position table from which a patch's position embedding is interpolated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,27 +23,49 @@ class AttentionMemory:
     """Implementation of the learner's packed attention.
 
     Attributes:
-        fused: Whether FlashAttention is used (GPUs, half precision). Otherwise keys and values are repeated
-            for every query head.
+        fused: Whether FlashAttention and the kernel of the delta rule are used (GPUs, half precision).
+            Otherwise keys and values are repeated for every query head.
         gathered_keys: Keys per token that FlashAttention gathers; each branch repeats its prefix's keys.
+        chunk_padding: Tokens per token in the chunks of the delta rule, whose last one is padded in each segment.
     """
 
     fused: bool = True
     gathered_keys: float = 1.0
+    chunk_padding: float = 1.0
 
     def saved_bytes(self, text: TextShape, dtype_bytes: int) -> int:
-        """Return bytes per token and layer: queries, keys, values, log-sum-exps and the output."""
+        """Return bytes per token and layer of full attention.
+
+        Queries, keys, values, log-sum-exps and the output; inputs of normalized queries and keys; the gate and its
+        product with the output. Without FlashAttention the output has the layout of the queries, which are
+        concatenated if a part rotates, and is copied.
+        """
         keys = round(self.gathered_keys * text.kv_dim) if self.fused else text.query_dim
-        return dtype_bytes * (2 * text.query_dim + 2 * keys) + FP32_BYTES * text.heads
+        saved = dtype_bytes * (2 * text.query_dim + 2 * keys) + FP32_BYTES * text.heads
+        if text.qk_norm:
+            saved += (FP32_BYTES + _normalized_bytes(text, dtype_bytes)) * (text.query_dim + text.kv_dim)
+        if text.output_gate:
+            copies = 2 + (not self.fused and text.rotary_share < 1)
+            # Float32 queries are a view of the projection that also has the gate.
+            copies += text.qk_norm and dtype_bytes == FP32_BYTES
+            saved += dtype_bytes * copies * text.query_dim
+        return saved
 
 
 FUSED_ATTENTION = AttentionMemory()
 
 
-def text_layer_bytes(text: TextShape, dtype_bytes: int, attention: AttentionMemory = FUSED_ATTENTION) -> int:
-    """Return the saved bytes per token of one decoder layer."""
-    norms = 2 * _norm(text.hidden, dtype_bytes)
-    return norms + attention.saved_bytes(text, dtype_bytes) + 4 * dtype_bytes * text.intermediate
+def text_layer_bytes(
+    text: TextShape, dtype_bytes: int, attention: AttentionMemory = FUSED_ATTENTION, *, linear: bool = False
+) -> int:
+    """Return the saved bytes per token of one decoder layer, with full or `linear` attention."""
+    if linear and text.linear:
+        mixer = linear_attention_memory.saved_bytes(
+            text.linear, dtype_bytes, kernel=attention.fused, padding=attention.chunk_padding
+        )
+    else:
+        mixer = attention.saved_bytes(text, dtype_bytes)
+    return 2 * _text_norm(text, dtype_bytes) + mixer + 4 * dtype_bytes * text.intermediate
 
 
 def vision_block_bytes(vision: VisionShape, dtype_bytes: int) -> int:
@@ -48,14 +73,31 @@ def vision_block_bytes(vision: VisionShape, dtype_bytes: int) -> int:
 
     The values are a view of the fused qkv product, so the whole product stays in memory.
     """
-    norms = 2 * _norm(vision.hidden, dtype_bytes)
+    norms = 2 * _vision_norm(vision, vision.hidden, dtype_bytes)
     attention = 6 * dtype_bytes * vision.hidden + FP32_BYTES * vision.heads
-    return norms + attention + 4 * dtype_bytes * vision.intermediate
+    return norms + attention + _mlp_intermediates(vision) * dtype_bytes * vision.intermediate
 
 
-def _norm(hidden: int, dtype_bytes: int) -> int:
+def _mlp_intermediates(vision: VisionShape) -> int:
+    """Return the saved intermediates of a block's MLP: those before and after the activation, and of the gate."""
+    return 4 if vision.gated_mlp else 2
+
+
+def _normalized_bytes(text: TextShape, dtype_bytes: int) -> int:
+    """Return the bytes of a normalized number before it is scaled."""
+    return FP32_BYTES if text.float32_norms else dtype_bytes
+
+
+def _text_norm(text: TextShape, dtype_bytes: int) -> int:
     """Return the bytes of a norm: its input in float32, the normalized input, and the scaled output."""
-    return (FP32_BYTES + 2 * dtype_bytes) * hidden
+    return (FP32_BYTES + _normalized_bytes(text, dtype_bytes) + dtype_bytes) * text.hidden
+
+
+def _vision_norm(vision: VisionShape, size: int, dtype_bytes: int) -> int:
+    """Return the bytes of a norm: as in the text layers, or input, output and two statistics of a LayerNorm."""
+    if vision.norm_bias:
+        return 2 * dtype_bytes * size + 2 * FP32_BYTES
+    return (FP32_BYTES + 2 * dtype_bytes) * size
 
 
 def text_saved_bytes(
@@ -67,19 +109,32 @@ def text_saved_bytes(
     attention: AttentionMemory = FUSED_ATTENTION,
 ) -> int:
     """Return the saved bytes of all layers and the last norm; `checkpointing` saves only layer inputs."""
-    layer = dtype_bytes * text.hidden if checkpointing else text_layer_bytes(text, dtype_bytes, attention)
-    rotary = 2 * dtype_bytes * text.head_dim
-    return tokens * (text.layers * layer + rotary + (FP32_BYTES + dtype_bytes) * text.hidden)
+    if checkpointing:
+        layers = text.layers * dtype_bytes * text.hidden
+    else:
+        layers = text.attention_layers * text_layer_bytes(text, dtype_bytes, attention)
+        if text.linear:
+            layers += text.linear_layers * text_layer_bytes(text, dtype_bytes, attention, linear=True)
+    rotary = 2 * dtype_bytes * int(text.rotary_share * text.head_dim)
+    return tokens * (layers + rotary + (FP32_BYTES + _normalized_bytes(text, dtype_bytes)) * text.hidden)
 
 
 def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, checkpointing: bool) -> int:
-    """Return the saved bytes of all blocks, the patch projection and the merger."""
+    """Return the saved bytes of all blocks, the patch projection, the position embeddings and the mergers.
+
+    The input of a deepstack merger is also the next block's. The features, of all levels, are saved when they
+    replace embeddings; frames that appear once.
+    """
     block = dtype_bytes * vision.hidden if checkpointing else vision_block_bytes(vision, dtype_bytes)
     rotary = 2 * FP32_BYTES * (vision.hidden // vision.heads)
-    merger = _norm(vision.hidden, dtype_bytes) + 2 * dtype_bytes * vision.hidden
+    merger = _vision_norm(vision, vision.hidden, dtype_bytes) + 2 * dtype_bytes * vision.hidden
+    deepstack = len(vision.deepstack_blocks) * 3 * dtype_bytes * vision.hidden
+    # Indices are int64, weights float32.
+    positions = (2 + 1) * FP32_BYTES * _INTERPOLATION_CORNERS if vision.position_table else 0
     # Pixels arrive in float32; another dtype makes a copy.
     pixels = dtype_bytes * vision.patch_elements
-    return patches * (vision.depth * block + rotary + merger + pixels)
+    features = dtype_bytes * patches // vision.merge_size**2 * vision.feature_levels * vision.out_hidden
+    return patches * (vision.depth * block + rotary + merger + deepstack + positions + pixels) + features
 
 
 def pixel_input_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
@@ -98,22 +153,35 @@ def layer_workspace_bytes(
 ) -> int:
     """Return the workspace of one layer's backward pass: the maximum over decoder layers and vision blocks.
 
-    It holds gradients of three MLP intermediates and two layer inputs, and with `checkpointing` the
-    recomputed activations. `patches` is 0 if the vision tower is frozen.
+    It holds gradients of the MLP's intermediates (one per matrix) and two layer inputs, and with `checkpointing`
+    the recomputed activations. `patches` is 0 if the vision tower is frozen.
     """
     text, vision = shape.text, shape.vision
     decoder = dtype_bytes * (3 * text.intermediate + 2 * text.hidden)
-    block = dtype_bytes * (3 * vision.intermediate + 2 * vision.hidden)
+    block = dtype_bytes * (vision.mlp_matrices * vision.intermediate + 2 * vision.hidden)
     if checkpointing:
-        decoder += text_layer_bytes(text, dtype_bytes, attention)
+        kinds = (False, True) if text.linear else (False,)
+        decoder += max(text_layer_bytes(text, dtype_bytes, attention, linear=linear) for linear in kinds)
         block += vision_block_bytes(vision, dtype_bytes)
     return max(tokens * decoder, patches * block)
 
 
 def frozen_tower_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
-    """Return the workspace of a vision tower without gradients: one block's intermediates."""
-    per_patch = dtype_bytes * (3 * vision.intermediate + 2 * vision.hidden) + FP32_BYTES * vision.hidden
-    return patches * per_patch
+    """Return the workspace of a vision tower without gradients: MLP or rotary embedding of one block.
+
+    The rotary embedding is in float32. The float32 position embeddings and the features of deepstack stay alive.
+    """
+    float32_copies = 0 if dtype_bytes == FP32_BYTES else 2
+    attention = (5 * dtype_bytes + (4 + float32_copies) * FP32_BYTES) * vision.hidden
+    positions = FP32_BYTES * vision.hidden if vision.position_table else 0
+    rotary = 2 * FP32_BYTES * (vision.hidden // vision.heads)
+    deepstack = dtype_bytes * len(vision.deepstack_blocks) * vision.out_hidden // vision.merge_size**2
+    return patches * (max(block_mlp_bytes(vision, dtype_bytes), attention) + positions + rotary + deepstack)
+
+
+def block_mlp_bytes(vision: VisionShape, dtype_bytes: int) -> int:
+    """Return the bytes per patch of one block's MLP without gradients."""
+    return dtype_bytes * (vision.mlp_matrices * vision.intermediate + 2 * vision.hidden) + FP32_BYTES * vision.hidden
 
 
 def logits_workspace_bytes(

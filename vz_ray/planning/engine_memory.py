@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.families import ModelShape
-from vz_ray.planning.activation_memory import frozen_tower_bytes
+from vz_ray.planning.activation_memory import block_mlp_bytes
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem
+from vz_ray.planning.kv_cache import KvCacheLayout
 
-KV_BLOCK_TOKENS = 16
-"""Tokens per block of the KV cache on GPUs."""
 MAX_NUM_BATCHED_TOKENS = 2048
 """vLLM's default `max_num_batched_tokens` for embedded engines: prefill tokens per step."""
 CUDA_CONTEXT_BYTES = GIB
@@ -29,7 +28,8 @@ class EngineMemory:
     Attributes:
         footprint: Memory of each GPU.
         kv_bytes_per_token: KV cache bytes per token on each GPU.
-        kv_tokens: Tokens that fit the KV cache; 0 if no memory is left.
+        kv_tokens: Tokens that fit the KV cache without states of linear attention; 0 if no memory is left.
+        state_tokens: Tokens whose place in the KV cache the states of one sequence take.
         max_episodes: Longest episodes that fit the KV cache without prefix sharing.
         max_episodes_shared_prefix: The same if the samples of a group share their prompt.
         min_kv_tokens: Minimum KV cache with which vLLM starts: one conversation of `max_model_len`.
@@ -41,6 +41,7 @@ class EngineMemory:
     footprint: MemoryFootprint
     kv_bytes_per_token: int
     kv_tokens: int
+    state_tokens: int
     max_episodes: int
     max_episodes_shared_prefix: int
     min_kv_tokens: int
@@ -78,8 +79,7 @@ def engine_memory(
     """
     dtype_bytes, shards = 4 if engine.dtype == "float32" else 2, engine.tensor_parallel_size
     items = _fixed_items(shape, engine, dtype_bytes, max_image_pixels)
-    kv_heads = max(1, shape.text.kv_heads // shards)
-    per_token = 2 * dtype_bytes * shape.text.attention_layers * kv_heads * shape.text.head_dim
+    layout = KvCacheLayout.of(shape.text, dtype_bytes, shards)
     # vLLM captures graphs after it allocates the KV cache, outside `gpu_memory_utilization`.
     within_limit = sum(item.bytes for item in items if item.name != CUDA_GRAPHS)
     if engine.kv_cache_gib is None:
@@ -88,19 +88,20 @@ def engine_memory(
     else:
         kv_bytes = int(engine.kv_cache_gib * GIB)
         certainty = Certainty.EXACT
-    kv_tokens = max(0, kv_bytes // (per_token * KV_BLOCK_TOKENS)) * KV_BLOCK_TOKENS
-    items.append(MemoryItem("KV cache", kv_tokens * per_token, certainty))
+    blocks = max(0, kv_bytes // layout.block_bytes)
+    items.append(MemoryItem("KV cache", blocks * layout.block_bytes, certainty))
     frame_bytes = 4 * longest.frame.patches * shape.vision.patch_elements
     mm_cache_bytes = int(engine.mm_processor_cache_gib * GIB)
     return EngineMemory(
         footprint=MemoryFootprint(
             "engine", num_engines * shards, gpu_bytes, tuple(item for item in items if item.bytes)
         ),
-        kv_bytes_per_token=per_token,
-        kv_tokens=kv_tokens,
-        max_episodes=kv_tokens // _round_to_blocks(longest.tokens),
-        max_episodes_shared_prefix=_max_shared_episodes(kv_tokens, longest, group_size),
-        min_kv_tokens=_round_to_blocks(engine.max_model_len),
+        kv_bytes_per_token=layout.token_groups * layout.block_bytes // layout.block_tokens,
+        kv_tokens=layout.tokens(blocks),
+        state_tokens=layout.tokens(layout.state_blocks),
+        max_episodes=blocks // layout.sequence_blocks(longest.tokens),
+        max_episodes_shared_prefix=layout.shared_sequences(blocks, longest.tokens, longest.prefix_tokens, group_size),
+        min_kv_tokens=layout.tokens(layout.sequence_blocks(engine.max_model_len)),
         encoder_cache_images=_encoder_tokens(shape, max_image_pixels) // longest.frame.tokens,
         mm_cache_frames=mm_cache_bytes // frame_bytes,
         host_bytes=2 * mm_cache_bytes,
@@ -113,8 +114,10 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
     text, vision = shape.text, shape.vision
     visual_tokens = max_image_pixels // vision.token_side**2
     prefill = dtype_bytes * MAX_NUM_BATCHED_TOKENS * (3 * text.intermediate // shards + 4 * text.hidden)
-    encoder = frozen_tower_bytes(vision, dtype_bytes, visual_tokens * vision.merge_size**2) // shards
+    # vLLM's rotary embedding has no float32 copies: the MLP is the maximum.
+    encoder = visual_tokens * vision.merge_size**2 * block_mlp_bytes(vision, dtype_bytes) // shards
     sampling = 3 * 4 * engine.max_num_seqs * text.vocab_size
+    deepstack = dtype_bytes * len(vision.deepstack_blocks) * MAX_NUM_BATCHED_TOKENS * text.hidden
     features = dtype_bytes * _encoder_tokens(shape, max_image_pixels) * vision.feature_levels * text.hidden
     return [
         MemoryItem(
@@ -123,6 +126,7 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
             Certainty.EXACT if shards == 1 else Certainty.ESTIMATE,
         ),
         MemoryItem("encoder cache", features),
+        MemoryItem("deepstack buffers", deepstack),
         MemoryItem("prefill and sampling workspace", max(prefill, encoder) + sampling, Certainty.ESTIMATE),
         MemoryItem("CUDA context", CUDA_CONTEXT_BYTES, Certainty.ASSUMED),
         MemoryItem(CUDA_GRAPHS, 0 if engine.enforce_eager else CUDA_GRAPH_BYTES, Certainty.ASSUMED),
@@ -132,17 +136,3 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
 def _encoder_tokens(shape: ModelShape, max_image_pixels: int) -> int:
     """Return the visual tokens of the encoder cache: one step's tokens, or one image if it is larger."""
     return max(MAX_NUM_BATCHED_TOKENS, max_image_pixels // shape.vision.token_side**2)
-
-
-def _round_to_blocks(tokens: int) -> int:
-    """Round up to full KV blocks."""
-    return -(-tokens // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
-
-
-def _max_shared_episodes(kv_tokens: int, longest: EpisodeBudget, group_size: int) -> int:
-    """Return the episodes that fit if each group stores its prefix once; the last group may be partial."""
-    prefix = longest.prefix_tokens // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS
-    branch = _round_to_blocks(longest.tokens - prefix)
-    group = prefix + group_size * branch
-    remaining = kv_tokens % group - prefix
-    return group_size * (kv_tokens // group) + max(0, min(group_size, remaining // branch))

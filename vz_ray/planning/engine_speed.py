@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from vz_ray.families import ModelShape
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.episode_budget import CLIP_TEXT_TOKENS, EpisodeBudget
+from vz_ray.planning.kv_cache import layer_state_bytes
 
 ZOOM_CPU_S = 0.184
 """CPU seconds to decode a zoom of a video of 640x360 (docs/decode.md)."""
@@ -21,12 +23,14 @@ OVERVIEW_CPU_S = 4.65
 
 @dataclass(frozen=True, slots=True)
 class EngineSpeed:
-    """Performance model of one engine.
+    """Performance model of one engine; the defaults are those of Qwen2.5-VL-7B on an H100.
 
     Attributes:
         params: Parameters of the language model.
         vision_params: Parameters of the vision tower.
         kv_bytes: KV cache bytes per token.
+        state_bytes: Bytes per sequence of the states of linear attention, which each token reads and writes.
+        patches_per_token: Patches of a visual token.
         flops: Peak bfloat16 FLOPs per second.
         bandwidth: Memory bandwidth in bytes per second.
         decode_share: Fraction of the bandwidth that sampling reaches.
@@ -36,19 +40,23 @@ class EngineSpeed:
     params: float = 7.6e9
     vision_params: float = 0.68e9
     kv_bytes: float = 57_344
+    state_bytes: float = 0.0
+    patches_per_token: float = 4.0
     flops: float = 989e12
     bandwidth: float = 3.35e12
     decode_share: float = 0.6
     prefill_mfu: float = 0.4
 
     @classmethod
-    def of_gpus(cls, shape: ModelShape, assumptions: Assumptions, num_gpus: int) -> EngineSpeed:
+    def of_gpus(cls, shape: ModelShape, assumptions: Assumptions, num_gpus: int) -> Self:
         """Return the speed of a bfloat16 engine on `num_gpus` GPUs."""
         text = shape.text
         return cls(
             params=text.parameters,
             vision_params=shape.vision.parameters,
-            kv_bytes=2 * 2 * text.layers * text.kv_dim,
+            kv_bytes=2 * 2 * text.attention_layers * text.kv_dim,
+            state_bytes=text.linear.layers * layer_state_bytes(text.linear, 2) if text.linear else 0.0,
+            patches_per_token=shape.vision.merge_size**2,
             flops=num_gpus * assumptions.peak_tflops * 1e12,
             bandwidth=num_gpus * assumptions.memory_gbps * 1e9,
             decode_share=assumptions.decode_share,
@@ -57,15 +65,15 @@ class EngineSpeed:
 
     def step_s(self, batch: int, context: float) -> float:
         """Return the time of one sampled token for each of `batch` sequences of `context` tokens."""
-        bytes_read = 2 * self.params + batch * context * self.kv_bytes
+        moved_bytes = 2 * self.params + batch * (context * self.kv_bytes + 2 * self.state_bytes)
         return max(
-            bytes_read / (self.bandwidth * self.decode_share),
+            moved_bytes / (self.bandwidth * self.decode_share),
             2 * self.params * batch / (self.flops * self.prefill_mfu),
         )
 
     def prefill_s(self, tokens: float, frames: float, tokens_per_frame: float) -> float:
         """Return the prefill time of new tokens and their frames."""
-        patches = 4 * tokens_per_frame * frames
+        patches = self.patches_per_token * tokens_per_frame * frames
         return 2 * (self.params * tokens + self.vision_params * patches) / (self.flops * self.prefill_mfu)
 
 

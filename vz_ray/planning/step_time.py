@@ -114,12 +114,13 @@ def step_time(config: GrpoRunConfig, plan: ResourcePlan, assumptions: Assumption
     assert plan.engine is not None
     rollout, colocated = config.rollout, config.train.colocate
     episode = plan.typical
+    resident = max(1, plan.engine.kv_tokens // (episode.tokens + plan.engine.state_tokens))
     work = RolloutWork(
         episode=episode,
         zooms=min(assumptions.zooms, config.episode.max_rounds - 1),
         batch_size=plan.batch_size,
         group_size=plan.group_size,
-        concurrency=min(rollout.max_concurrent_episodes, max(1, plan.engine.kv_tokens // episode.tokens)),
+        concurrency=min(rollout.max_concurrent_episodes, resident),
         decoder_cpus=config.clips.actor_limit * max(config.clips.cpus_per_actor, 1.0),
     )
     speed = EngineSpeed.of_gpus(plan.shape, assumptions, rollout.engine.tensor_parallel_size)
