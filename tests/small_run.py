@@ -17,6 +17,7 @@ from vz_ray.config.data import SynthConfig
 from vz_ray.data.episode_record import read_records
 from vz_ray.needle.base_training import make_tokenizer_corpus
 from vz_ray.needle.synthesis import synthesize
+from vz_ray.needle.tiny_families import TINY_FAMILIES
 from vz_ray.needle.tiny_model import build_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,12 +29,14 @@ class SmallRun:
     """Videos, a base model, and the config overrides of a small run."""
 
     folder: Path
+    family: str = "qwen2_5_vl"
 
     @classmethod
-    def create(cls, folder: Path) -> SmallRun:
-        build_tiny_model(folder / "base", make_tokenizer_corpus())
-        synthesize(SynthConfig(directory=str(folder / "needle"), shot_s=[4], workers=1, **SIZES))
-        return cls(folder)
+    def create(cls, folder: Path, family: str = "qwen2_5_vl") -> SmallRun:
+        build_tiny_model(folder / "base", make_tokenizer_corpus(), family=family)
+        side = 4 * TINY_FAMILIES[family].frame_side
+        synthesize(SynthConfig(directory=str(folder / "needle"), shot_s=[4], side=side, workers=1, **SIZES))
+        return cls(folder, family)
 
     @property
     def runs(self) -> Path:
@@ -63,6 +66,7 @@ class SmallRun:
         """Return the overrides of a small quickstart."""
         sizes = [f"synth.{split}={count}" for split, count in SIZES.items()]
         return [
+            f"family={self.family}",
             *self.overrides(),
             *sizes,
             f"synth.directory={self.folder / 'needle'}",

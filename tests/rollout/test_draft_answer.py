@@ -1,4 +1,4 @@
-"""The zoom gate with a real engine: draft log-probs match sampling, and tokens are kept as sampled."""
+"""Draft answers and quoted zoom calls with a real engine: log-probs match sampling, tokens are kept as sampled."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, ExternalAction, SamplingParams, Trajectory
 from vz_ray.env.zoom_gate import forced_prefix, option_entropy
+from vz_ray.rollout import vllm_requests
 from vz_ray.rollout.vllm_engine import VllmEngine
 from vz_ray.video.image_grid import ImageGrid
 from vz_ray.video.local_source import LocalFrameSource
@@ -60,6 +61,32 @@ async def test_draft_logprobs_match_sampling(engine: VllmEngine, model: Path) ->
         assert row[token] == pytest.approx(logprob, abs=1e-4) == max(row.values())
         assert sum(math.exp(p) for p in row.values()) <= 1 + 1e-6
     assert 0 < option_entropy(draft.logprobs, options) < 1
+
+
+async def test_turn_continues_after_a_quoted_call(
+    engine: VllmEngine, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens and log-probs equal those of a turn without a stop string."""
+    reference = HfReference(model, engine.banned_token_ids)
+    prompt = reference.prompt(ASK, [frame(0, 56, 56), frame(1, 28, 56)])
+    params = SamplingParams(temperature=0.0, max_tokens=24)
+    plain = await engine.generate(prompt, params, request_id="plain")
+    pieces = [reference.tokenizer.decode([token]) for token in plain.token_ids]
+    stop = next(piece for piece in pieces[4:12] if piece.isascii() and piece.strip())
+    monkeypatch.setattr(vllm_requests, "ZOOM_CALL_END", stop)
+    stopped = await engine.generate(prompt, params, request_id="stopped")
+    assert stopped.stop_reason == "zoom"
+    assert len(stopped.token_ids) < len(plain.token_ids)
+    texts: list[str] = []
+    continued = await engine.generate(
+        replace(prompt, in_reasoning=True), params, request_id="continued", on_text=texts.append
+    )
+    assert continued.token_ids == plain.token_ids
+    assert continued.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
+    assert continued.stop_reason == plain.stop_reason
+    assert continued.versions[0].end == len(stopped.token_ids)
+    assert continued.versions[-1].end == len(continued.token_ids)
+    assert texts[-1] == reference.tokenizer.decode(continued.token_ids, skip_special_tokens=False)
 
 
 async def test_gate_works_with_an_engine(engine: VllmEngine, model: Path, tmp_path: Path) -> None:

@@ -76,6 +76,20 @@ def test_rejected_zoom_keeps_its_segment():
     assert (zoomed.video, zoomed.segment, zoomed.fps) == (1, (60.0, 90.0), 1.0)
 
 
+def test_reasoning_that_the_prompt_opened_is_streamed_as_reasoning():
+    """The streamed text of a turn starts inside `<think>`, the text of the completed turn with it."""
+    emitted = []
+    translator = EventTranslator(QUESTION, emitted.append, opens_reasoning=True)
+    for answer in ("A", "B"):
+        translator.on_text("not <answer>C")
+        translator.on_text(f"not <answer>C</answer></think><answer>{answer}</answer>")
+        text = f"<think>\nnot <answer>C</answer></think><answer>{answer}</answer>"
+        translator.on_env_event(events.TurnCompleted(0, turn(text)))
+    deltas = [event for event in emitted if isinstance(event, TextDelta)]
+    assert "".join(delta.text for delta in deltas if delta.is_answer) == "AB"
+    assert "".join(delta.text for delta in deltas if not delta.is_answer) == "not <answer>C</answer>" * 2
+
+
 def test_text_deltas_are_not_repeated_across_turns():
     emitted = []
     translator = EventTranslator(QUESTION, emitted.append)
