@@ -67,6 +67,11 @@ def test_old_driver_names_the_needed_one() -> None:
             "learner and engine",
         ),
         (load_config(SftRunConfig, Path("conf/videozoomer-7b-sft.yaml"), [MODEL]), "learner"),
+        (load_config(SftRunConfig, Path("conf/qwen3-vl-8b-sft.yaml"), ["model=Qwen3-VL-8B"]), "learner"),
+        (
+            load_config(GrpoRunConfig, Path("conf/qwen3.5-4b-rl.yaml"), ["model=Qwen3.5-4B"]),
+            "learner, engine asleep",
+        ),
     ],
 )
 def test_too_small_gpu_names_component_and_size(config: ClusterConfig, component: str) -> None:

@@ -70,7 +70,7 @@ def wide_policy(model_type: str, dtype: torch.dtype, *, chunk: int = 64) -> Poli
     return policy
 
 
-def pack_batch(policy: PolicyModel, *, samples: int = 2, overview: int = 6, clip: int = 4) -> MicroBatch:
+def pack_batch(policy: PolicyModel, *, samples: int = 4, overview: int = 12, clip: int = 6) -> MicroBatch:
     """Return one group as a packed sequence: a shared overview, and a clip between two turns of each sample."""
     vision, rng = policy.shape.vision, np.random.default_rng(0)
     side, per_frame = _SIDE * vision.patch_size, (_SIDE // vision.merge_size) ** 2
@@ -148,25 +148,31 @@ class LiveTensors(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._upper_bound = 0
 
     def now(self) -> int:
         """Return the live bytes."""
         self._seen = {key: entry for key, entry in self._seen.items() if not entry[0].expired()}
-        return sum(size for _, size in self._seen.values())
+        self._upper_bound = sum(size for _, size in self._seen.values())
+        return self._upper_bound
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Unseen inputs were created outside this mode; their views must not be counted either.
-        self.now()
         for leaf in tree_leaves((args, kwargs)):
             self._note(leaf, counted=False)
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             self._note(leaf, counted=True)
-        self.peak = max(self.peak, self.now())
+        # The bound includes tensors that were freed since the last count.
+        if self._upper_bound > self.peak:
+            self.peak = max(self.peak, self.now())
         return out
 
     def _note(self, leaf: Any, *, counted: bool) -> None:
         if isinstance(leaf, torch.Tensor):
             storage = leaf.untyped_storage()
             if storage._cdata not in self._seen:
-                self._seen[storage._cdata] = (StorageWeakRef(storage), storage.nbytes() if counted else 0)
+                size = storage.nbytes() if counted else 0
+                # The weak reference keeps the address from being reused.
+                self._seen[storage._cdata] = (StorageWeakRef(storage), size)
+                self._upper_bound += size

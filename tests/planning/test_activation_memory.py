@@ -92,7 +92,7 @@ def test_live_bytes_after_forward_match_formulas(
     policy.hf.model.visual.requires_grad_(not frozen)
     if checkpointing:
         policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
-    batch = pack_batch(policy)
+    batch = pack_batch(policy, samples=2, overview=6, clip=4)
     with LiveTensors() as live:
         result = policy(batch)
         live_bytes = live.now()
@@ -109,7 +109,7 @@ def test_live_bytes_after_forward_match_formulas(
 def test_autograd_saved_bytes_match_formulas(family: str, frozen: bool) -> None:
     policy = wide_policy(family, torch.float32)
     policy.hf.model.visual.requires_grad_(not frozen)
-    batch = pack_batch(policy)
+    batch = pack_batch(policy, samples=2, overview=6, clip=4)
     saved = saved_bytes(policy, lambda: policy(batch))
     expected = expected_saved_bytes(policy, batch, checkpointing=False, frozen=frozen)
     assert expected == pytest.approx(saved, rel=TOLERANCE), expected / saved
