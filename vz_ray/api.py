@@ -231,13 +231,14 @@ async def _engine_policy(
 
     if not (model / "config.json").is_file():
         raise UserError(f"{model} is not a checkpoint directory: it has no config.json")
+    chat_format = load_chat_format(model, episode)
     engine = replace(engine, max_model_len=episode.max_context, images_per_prompt=episode.max_images)
     with tempfile.TemporaryDirectory(prefix="vz_ray_agent_") as folder:
         vllm_engine = await VllmEngine.start(
             model, engine, name="agent", log_file=Path(folder) / "engine.log", training=False
         )
         try:
-            yield vllm_engine, load_chat_format(model, episode)
+            yield vllm_engine, chat_format
         finally:
             await vllm_engine.shutdown()
 
