@@ -14,7 +14,8 @@ from blake3 import blake3
 
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.protocols import Prompt
-from vz_ray.needle.tiny_model import TinyModelConfig, build_tiny_model
+from vz_ray.needle.tiny_families import TinyModelConfig, find_tiny_family
+from vz_ray.needle.tiny_model import build_tiny_model
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.video.image_grid import ImageGrid
 from vz_ray.weight_sync import ParityProbe, ProbeScore
@@ -25,12 +26,13 @@ TEXTS = (
 )
 
 
-def build_tiny_checkpoint(directory: Path, *, tied: bool = False, seed: int = 0) -> Path:
-    """Build a small random checkpoint with clearly different logits."""
+def build_tiny_checkpoint(directory: Path, *, tied: bool = False, seed: int = 0, family: str = "qwen2_5_vl") -> Path:
+    """Build a small random checkpoint with clearly different logits, whose weights are bfloat16 numbers."""
     path = build_tiny_model(
         directory,
         TEXTS,
         seed=seed,
+        family=family,
         config=TinyModelConfig(num_layers=2, num_heads=4, num_kv_heads=2, tie_word_embeddings=tied),
     )
     model = load_hf_model(path)
@@ -40,17 +42,21 @@ def build_tiny_checkpoint(directory: Path, *, tied: bool = False, seed: int = 0)
 
 
 def load_hf_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=dtype).eval()
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval()
 
 
 def perturb(model: Any, seed: int) -> None:
-    """Change every parameter, so that an unpublished parameter is detected."""
+    """Change every parameter, so that an unpublished parameter is detected.
+
+    The new values are bfloat16 numbers: an engine of any dtype has the same weights.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            parameter.copy_(parameter.bfloat16())
 
 
 def frame(seed: int, width: int, height: int) -> Frame:
@@ -77,6 +83,11 @@ class HfReference:
         self.banned = list(banned)
         images = self.processor.image_processor
         self.grid = ImageGrid(images.patch_size, images.merge_size)
+
+    def frame(self, seed: int, columns: int, rows: int) -> Frame:
+        """Return a noise frame of this many visual tokens."""
+        side = self.grid.patch_size * self.grid.merge_size
+        return frame(seed, columns * side, rows * side)
 
     def prompt(self, text: str, frames: Sequence[Frame]) -> Prompt:
         """Encode `text` with one `<image>` per frame."""
@@ -137,37 +148,56 @@ def mean_abs_diff(a: Sequence[float], b: Sequence[float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class EngineVariant:
-    """An engine on the CPU in float32, or on a GPU in bfloat16.
+    """An engine on the CPU in float32 if its kernels accept it, or on a GPU in bfloat16.
 
     Attributes:
         device: Device of the reference model, which is that of the engine.
         enforce_eager: Disable CUDA graphs.
+        family: HF model type.
     """
 
     device: str = "cpu"
     enforce_eager: bool = True
+    family: str = "qwen2_5_vl"
+
+    @property
+    def engine_dtype(self) -> str:
+        return find_tiny_family(self.family).engine_dtype if self.device == "cpu" else "bfloat16"
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the reference model. On the CPU float32, so that only the engine rounds."""
         return torch.float32 if self.device == "cpu" else torch.bfloat16
+
+    @property
+    def overview_frames(self) -> int:
+        """Frames of a prompt that fills a block of the prefix cache.
+
+        vLLM's blocks of models with linear attention have the bytes of a recurrent state, here 544 tokens.
+        """
+        return 40 if self.family == "qwen3_5" else 12
 
     @property
     def tolerance(self) -> float:
         """Maximum of `difference`. In float32 only the order of additions differs, and 1e-4 is 50 times that.
 
-        In bfloat16 these tests reach 0.04 on the CPU; stale caches give 1.2.
+        In bfloat16 these tests reach 0.04 on the CPU; stale caches give 1.2. Against a float32 reference, Qwen3.5
+        reaches 0.014 (0.05 for one token) and stale caches give 0.34: activations and the inputs of the recurrent
+        state are rounded, the state itself is float32.
         """
-        return 1e-4 if self.device == "cpu" else 0.1
+        if self.engine_dtype == "float32":
+            return 1e-4
+        return 0.05 if self.device == "cpu" else 0.1
 
     def difference(self, a: Sequence[float], b: Sequence[float]) -> float:
         """Return the largest difference of log-probs in float32, the mean in bfloat16 (one ulp of a logit is 0.06)."""
-        return max_abs_diff(a, b) if self.device == "cpu" else mean_abs_diff(a, b)
+        return max_abs_diff(a, b) if self.engine_dtype == "float32" else mean_abs_diff(a, b)
 
     def config(self, base: EngineConfig) -> EngineConfig:
         """Return the config of this engine. Skip the test if the CPU is meant and the engine would use a GPU."""
         if self.device == "cpu" and torch.cuda.is_available():
             pytest.skip("VllmEngine uses this machine's GPU")
-        return replace(base, dtype=str(self.dtype).removeprefix("torch."), enforce_eager=self.enforce_eager)
+        return replace(base, dtype=self.engine_dtype, enforce_eager=self.enforce_eager, max_model_len=2048)
 
 
 GPU_ENGINES = [

@@ -12,7 +12,7 @@ import pytest_asyncio
 import torch
 
 from benchmarks.direct_transports import IpcTransport
-from tests.rollout.hf_reference import EngineVariant, HfReference, build_tiny_checkpoint, frame, perturb
+from tests.rollout.hf_reference import EngineVariant, HfReference, build_tiny_checkpoint, perturb
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.trajectory import SamplingParams
@@ -44,8 +44,7 @@ class EngineUnderTest:
         self.engine, self.reference, self.store, self.variant = engine, reference, store, variant
         self.version = 0
         probe = build_parity_probe(reference.tokenizer, reference.processor.image_processor)
-        dtype = str(variant.dtype).removeprefix("torch.")
-        self.publisher = WeightPublisher(timeout_s=60, parity=ParityCheck(probe, dtype=dtype))
+        self.publisher = WeightPublisher(timeout_s=60, parity=ParityCheck(probe, dtype=variant.engine_dtype))
         self.transport: WeightTransport = ShmTransport(store, ModuleSource(reference.model), reference.score_probe)
         if transport == "ipc":  # in parts that end within layers
             self.transport = IpcTransport(ModuleSource(reference.model), reference.score_probe, bucket_bytes=20_000)
@@ -58,7 +57,9 @@ class EngineUnderTest:
 
     def overview(self) -> Prompt:
         """Build a prompt with frames of three sizes, longer than a block of the prefix cache."""
-        frames = [frame(i, 112, 84) for i in range(12)] + [frame(20, 56, 140), frame(21, 28, 28)]
+        frame = self.reference.frame
+        frames = [frame(i, 4, 3) for i in range(self.variant.overview_frames)]
+        frames += [frame(100, 2, 5), frame(101, 1, 1)]
         images = "".join(f"<frame{i}_time{2.0 * i:.2f}s><image>" for i in range(len(frames)))
         return self.reference.prompt(QUESTION.format(images=images), frames)
 
@@ -72,6 +73,10 @@ class EngineUnderTest:
 ENGINES = [
     pytest.param((False, "ipc", EngineVariant()), id="untied"),
     pytest.param((True, "nccl", EngineVariant()), id="tied"),
+    pytest.param((True, "ipc", EngineVariant(family="qwen3_vl")), id="qwen3_vl-tied"),
+    pytest.param((True, "ipc", EngineVariant(family="qwen3_5")), id="qwen3_5-tied"),
+    pytest.param((False, "shm", EngineVariant(family="qwen3_vl")), id="qwen3_vl-untied", marks=pytest.mark.slow),
+    pytest.param((False, "shm", EngineVariant(family="qwen3_5")), id="qwen3_5-untied", marks=pytest.mark.slow),
     pytest.param((False, "ipc", EngineVariant("cuda")), id="cuda-eager-ipc", marks=pytest.mark.gpu),
     pytest.param((True, "shm", EngineVariant("cuda", False)), id="cuda-graphs-shm", marks=pytest.mark.gpu),
 ]
@@ -83,7 +88,7 @@ async def side(
 ) -> AsyncIterator[EngineUnderTest]:
     tied, transport, variant = request.param
     path = tmp_path_factory.mktemp("side")
-    model = build_tiny_checkpoint(path / "model", tied=tied)
+    model = build_tiny_checkpoint(path / "model", tied=tied, family=variant.family)
     engine = await VllmEngine.start(
         model,
         variant.config(engine_config),
@@ -107,7 +112,7 @@ async def test_logprobs_match_over_turns_and_frame_sizes(side: EngineUnderTest, 
         expected = side.reference.logprobs(prompt, sampled.token_ids, temperature)
         assert side.variant.difference(sampled.logprobs, expected) <= side.variant.tolerance
         # The second observation is an error message without frames.
-        frames = [] if turn == 1 else [frame(40 + turn, 84, 56), frame(50 + turn, 28, 112)]
+        frames = [] if turn == 1 else [side.reference.frame(40 + turn, 3, 2), side.reference.frame(50 + turn, 1, 4)]
         text = OBSERVATION.format(images="<image>" * len(frames))
         prompt = side.reference.extend(prompt, sampled.token_ids, text, frames)
 
@@ -134,7 +139,7 @@ async def test_stale_caches_change_logprobs(side: EngineUnderTest) -> None:
     await side.engine.resume()
     stale = await side.logprob_difference(prompt, 1.0)
     await side.engine.reset_caches()
-    assert stale > (100 if side.variant.device == "cpu" else 3) * side.variant.tolerance
+    assert stale > (100 if side.variant.engine_dtype == "float32" else 3) * side.variant.tolerance
     assert await side.logprob_difference(prompt, 1.0) <= side.variant.tolerance
 
 
