@@ -9,6 +9,13 @@ import pytest
 from tests.learner.rank_worker import small_training_data
 from tests.learner.training_data import TrainingData, small_model
 from vz_ray.families import FAMILIES
+from vz_ray.learner import train_engine
+
+
+@pytest.fixture(autouse=True)
+def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reserve 4 MB instead of 2 GB of address space per trainer; a process with more than the memory cannot fork."""
+    monkeypatch.setattr(train_engine, "REDUCE_BUCKET_ELEMENTS", 1_000_000)
 
 
 @pytest.fixture(scope="module")

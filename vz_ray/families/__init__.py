@@ -114,8 +114,8 @@ def load_model_shape(model: str) -> ModelShape:
     if family is not None:
         return family.known_shapes[name]
     problem = f"model is {model!r}, which has no config.json" if model else "model is not set"
-    known = " or ".join(f"model={name}" for family in FAMILIES.values() for name in family.known_shapes)
-    raise UserError(f"{problem}; set it to a checkpoint directory or a known name: {known}")
+    names = " or ".join(f"model={name}" for family in FAMILIES.values() for name in family.known_shapes)
+    raise UserError(f"{problem}; set it to a checkpoint directory or a known name: {names}")
 
 
 def processor_max_pixels(model: str) -> int:

@@ -105,11 +105,11 @@ class ModelFamily(ABC):
         Raises:
             UserError: A layer has another type.
         """
-        found = set(getattr(config.get_text_config(), "layer_types", None) or ()) - set(supported)
-        if found:
+        unknown_types = set(getattr(config.get_text_config(), "layer_types", None) or ()) - set(supported)
+        if unknown_types:
             raise self.unsupported(
                 "text_config.layer_types",
-                ", ".join(sorted(found)),
+                ", ".join(sorted(unknown_types)),
                 f"{' and '.join(supported)}. If it was trained with full attention, set use_sliding_window to false",
             )
 

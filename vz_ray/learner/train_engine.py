@@ -11,6 +11,9 @@ from torch import nn
 from vz_ray.config.learner import LearnerConfig, OptimizerConfig
 from vz_ray.learner.distributed import RankInfo
 
+REDUCE_BUCKET_ELEMENTS = 500_000_000
+"""Gradient elements that are reduced at a time, DeepSpeed's default. A buffer of this size is allocated as a whole."""
+
 
 def training_dtype(config: LearnerConfig, rank_info: RankInfo) -> torch.dtype:
     """Return the dtype of the model: `learner.dtype`, or for `auto` bfloat16 on GPUs and float32 on CPUs."""
@@ -29,6 +32,7 @@ def deepspeed_config(config: LearnerConfig, rank_info: RankInfo) -> dict[str, An
         "stage": config.zero_stage,
         # With unmanaged accumulation, DeepSpeed refuses it below stage 2. Gloo has no streams to overlap.
         "overlap_comm": on_gpu and rank_info.world_size > 1 and config.zero_stage >= 2,
+        "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
         "stage3_param_persistence_threshold": config.param_persistence_threshold,
     }
     host = {"device": "cpu", "pin_memory": on_gpu}

@@ -85,9 +85,9 @@ def earlier_token_vectors(head_dim: int, rotary_dim: int, theta: float, distance
     angles = distance * theta ** (-torch.arange(half) / half)
     # Only the fastest quarter of the rotations separates neighboring positions.
     strength = 6**0.5 * (torch.arange(half) < half // 4)
-    rest = torch.zeros(head_dim - rotary_dim)
-    query = torch.cat([strength * torch.cos(angles), -strength * torch.sin(angles), rest])
-    return query, torch.cat([strength, torch.zeros(half), rest])
+    unrotated = torch.zeros(head_dim - rotary_dim)
+    query = torch.cat([strength * torch.cos(angles), -strength * torch.sin(angles), unrotated])
+    return query, torch.cat([strength, torch.zeros(half), unrotated])
 
 
 def reserve_constant_channel(model: Any, projection: Any, norm_offset: float) -> None:

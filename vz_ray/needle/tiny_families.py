@@ -172,8 +172,8 @@ class TinyQwen2_5VL(TinyFamily):
 
     def _text_fields(self, config: TinyModelConfig) -> dict[str, Any]:
         half, quarter = config.head_dim // 2, config.head_dim // 8
-        rest = half - quarter
-        section = [quarter, rest - rest // 2, rest // 2]
+        spatial = half - quarter
+        section = [quarter, spatial - spatial // 2, spatial // 2]
         return {"rope_parameters": {"rope_type": "default", "rope_theta": ROPE_THETA, "mrope_section": section}}
 
     def _vision_fields(self, config: TinyModelConfig) -> dict[str, Any]:

@@ -18,9 +18,9 @@ def with_values(section: C, values: Mapping[str, object]) -> C:
     changes: dict[str, Any] = {}
     nested: dict[str, dict[str, object]] = {}
     for key, value in values.items():
-        name, _, rest = key.partition(".")
-        if rest:
-            nested.setdefault(name, {})[rest] = value
+        name, _, subkey = key.partition(".")
+        if subkey:
+            nested.setdefault(name, {})[subkey] = value
         else:
             changes[name] = value
     changes |= {name: with_values(getattr(section, name), inner) for name, inner in nested.items()}

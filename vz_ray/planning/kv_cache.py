@@ -89,5 +89,5 @@ class KvCacheLayout:
         """Return the sequences that fit if each group stores its prefix once; the last group may be partial."""
         shared = prefix_tokens // self.block_tokens * self.block_tokens
         prefix, branch = self.blocks(shared), self.sequence_blocks(tokens - shared)
-        groups, rest = divmod(blocks, prefix + group_size * branch)
-        return group_size * groups + max(0, min(group_size, (rest - prefix) // branch))
+        groups, free_blocks = divmod(blocks, prefix + group_size * branch)
+        return group_size * groups + max(0, min(group_size, (free_blocks - prefix) // branch))
