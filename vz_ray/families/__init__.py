@@ -18,10 +18,9 @@ from vz_ray.utils.errors import UserError
 
 FAMILIES: Mapping[str, ModelFamily] = {family.model_type: family for family in (Qwen25VL(), Qwen3VL(), Qwen35())}
 """Supported families by `model_type` of config.json."""
-_REFUSED = {
-    "qwen3_vl_moe": "the routing of its experts is not verified between transformers and vLLM",
-    "qwen3_5_moe": "the routing of its experts is not verified between transformers and vLLM",
-}
+_REFUSED = dict.fromkeys(
+    ("qwen3_vl_moe", "qwen3_5_moe"), "the routing of its experts is not verified between transformers and vLLM"
+)
 """Why known families are not supported."""
 
 __all__ = [

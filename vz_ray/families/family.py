@@ -118,6 +118,44 @@ class ModelFamily(ABC):
         return UserError(f"{self.name}: {field} in config.json is {value}; supported: {supported}")
 
 
+def read_text(config: Any, **features: Any) -> TextShape:
+    """Return the shape of the language model of an HF config.
+
+    Args:
+        config: Config of the whole model.
+        features: Fields of `TextShape` that the family sets.
+    """
+    text = config.get_text_config()
+    return TextShape(
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        intermediate=text.intermediate_size,
+        vocab_size=text.vocab_size,
+        tie_word_embeddings=bool(config.tie_word_embeddings),
+        **features,
+    )
+
+
+def read_tower(config: Any, **features: Any) -> VisionShape:
+    """Return the shape of the vision tower of an HF config; `features` are further fields of `VisionShape`."""
+    vision = config.vision_config
+    return VisionShape(
+        depth=vision.depth,
+        hidden=vision.hidden_size,
+        heads=vision.num_heads,
+        intermediate=vision.intermediate_size,
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        out_hidden=vision.out_hidden_size,
+        channels=vision.in_channels,
+        **features,
+    )
+
+
 def gated_mlp_layers(name: str, hidden: int, intermediate: int) -> Iterator[tuple[str, Sizes]]:
     """Yield name and sizes of the three matrices of a gated MLP."""
     yield f"{name}mlp.gate_proj", (hidden, intermediate)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vz_ray.families.family import ModelFamily, Sizes, Tables, gated_mlp_layers
+from vz_ray.families.family import ModelFamily, Sizes, Tables, gated_mlp_layers, read_text, read_tower
 from vz_ray.families.image_tables import position_tables, window_tables
 from vz_ray.families.shape import ModelShape, TextShape, VisionShape
 
@@ -41,37 +41,16 @@ class Qwen25VL(ModelFamily):
         self.check_layer_types(config, ("full_attention",))
 
     def read_shape(self, config: Any) -> ModelShape:
-        text, vision = config.get_text_config(), config.vision_config
-        return ModelShape(
-            self.model_type,
-            TextShape(
-                hidden=text.hidden_size,
-                layers=text.num_hidden_layers,
-                heads=text.num_attention_heads,
-                kv_heads=text.num_key_value_heads,
-                head_dim=text.hidden_size // text.num_attention_heads,
-                intermediate=text.intermediate_size,
-                vocab_size=text.vocab_size,
-                tie_word_embeddings=bool(config.tie_word_embeddings),
-                qkv_bias=True,
-            ),
-            VisionShape(
-                depth=vision.depth,
-                hidden=vision.hidden_size,
-                heads=vision.num_heads,
-                intermediate=vision.intermediate_size,
-                patch_size=vision.patch_size,
-                temporal_patch_size=vision.temporal_patch_size,
-                merge_size=vision.spatial_merge_size,
-                out_hidden=vision.out_hidden_size,
-                window_size=vision.window_size,
-                full_attention_blocks=tuple(vision.fullatt_block_indexes),
-                channels=vision.in_channels,
-                gated_mlp=True,
-                norm_bias=False,
-                patch_bias=False,
-            ),
+        vision = config.vision_config
+        tower = read_tower(
+            config,
+            window_size=vision.window_size,
+            full_attention_blocks=tuple(vision.fullatt_block_indexes),
+            gated_mlp=True,
+            norm_bias=False,
+            patch_bias=False,
         )
+        return ModelShape(self.model_type, read_text(config, qkv_bias=True), tower)
 
     def image_tables(self, grids: NDArray[np.int64], vision: VisionShape) -> Tables:
         window = vision.window_size // vision.token_side

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from vz_ray.families.family import Sizes
-from vz_ray.families.qwen3_vl import LARGE_TOWER, SMALL_TOWER, Qwen3VL, read_tower
+from vz_ray.families.family import Sizes, read_text
+from vz_ray.families.qwen3_vl import LARGE_TOWER, SMALL_TOWER, Qwen3VL
 from vz_ray.families.shape import LinearAttentionShape, ModelShape, TextShape, VisionShape
 
 _LINEAR, _FULL = "linear_attention", "full_attention"
@@ -47,7 +47,7 @@ class Qwen35(Qwen3VL):
     def check_layer_types(self, config: Any, supported: tuple[str, ...]) -> None:
         super().check_layer_types(config, (_LINEAR, _FULL))
 
-    def read_shape(self, config: Any) -> ModelShape:
+    def read_text_shape(self, config: Any) -> TextShape:
         text = config.get_text_config()
         linear = LinearAttentionShape(
             indices=tuple(index for index, kind in enumerate(text.layer_types) if kind == _LINEAR),
@@ -57,24 +57,13 @@ class Qwen35(Qwen3VL):
             value_head_dim=text.linear_value_head_dim,
             conv_kernel=text.linear_conv_kernel_dim,
         )
-        return ModelShape(
-            self.model_type,
-            TextShape(
-                hidden=text.hidden_size,
-                layers=text.num_hidden_layers,
-                heads=text.num_attention_heads,
-                kv_heads=text.num_key_value_heads,
-                head_dim=text.head_dim,
-                intermediate=text.intermediate_size,
-                vocab_size=text.vocab_size,
-                tie_word_embeddings=bool(config.tie_word_embeddings),
-                qk_norm=True,
-                output_gate=True,
-                float32_norms=True,
-                rotary_share=text.rope_parameters["partial_rotary_factor"],
-                linear=linear,
-            ),
-            read_tower(config.vision_config),
+        return read_text(
+            config,
+            qk_norm=True,
+            output_gate=True,
+            float32_norms=True,
+            rotary_share=text.rope_parameters["partial_rotary_factor"],
+            linear=linear,
         )
 
     def attention_linear_layers(self, text: TextShape, layer: int, name: str) -> Iterator[tuple[str, Sizes]]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vz_ray.families.family import ModelFamily, Sizes, Tables
+from vz_ray.families.family import ModelFamily, Sizes, Tables, read_text, read_tower
 from vz_ray.families.image_tables import interpolation_tables, position_tables
 from vz_ray.families.shape import ModelShape, TextShape, VisionShape
 
@@ -62,23 +62,17 @@ class Qwen3VL(ModelFamily):
             )
 
     def read_shape(self, config: Any) -> ModelShape:
-        text = config.get_text_config()
-        return ModelShape(
-            self.model_type,
-            TextShape(
-                hidden=text.hidden_size,
-                layers=text.num_hidden_layers,
-                heads=text.num_attention_heads,
-                kv_heads=text.num_key_value_heads,
-                head_dim=text.head_dim,
-                intermediate=text.intermediate_size,
-                vocab_size=text.vocab_size,
-                tie_word_embeddings=bool(config.tie_word_embeddings),
-                qkv_bias=text.attention_bias,
-                qk_norm=True,
-            ),
-            read_tower(config.vision_config),
-        )
+        return ModelShape(self.model_type, self.read_text_shape(config), self.read_tower_shape(config))
+
+    def read_text_shape(self, config: Any) -> TextShape:
+        """Return the shape of the language model."""
+        return read_text(config, qkv_bias=config.get_text_config().attention_bias, qk_norm=True)
+
+    def read_tower_shape(self, config: Any) -> VisionShape:
+        """Return the shape of the vision tower, with deepstack if its config has any."""
+        vision = config.vision_config
+        blocks = tuple(getattr(vision, "deepstack_visual_indexes", ()))
+        return read_tower(config, position_table=vision.num_position_embeddings, deepstack_blocks=blocks)
 
     def image_tables(self, grids: NDArray[np.int64], vision: VisionShape) -> Tables:
         side = math.isqrt(vision.position_table)
@@ -94,20 +88,3 @@ class Qwen3VL(ModelFamily):
         for merger in mergers:
             yield f"{merger}.linear_fc1", (vision.merger_hidden, vision.merger_hidden)
             yield f"{merger}.linear_fc2", (vision.merger_hidden, vision.out_hidden)
-
-
-def read_tower(vision: Any) -> VisionShape:
-    """Return the shape of a vision tower from its HF config."""
-    return VisionShape(
-        depth=vision.depth,
-        hidden=vision.hidden_size,
-        heads=vision.num_heads,
-        intermediate=vision.intermediate_size,
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.spatial_merge_size,
-        out_hidden=vision.out_hidden_size,
-        channels=vision.in_channels,
-        position_table=vision.num_position_embeddings,
-        deepstack_blocks=tuple(getattr(vision, "deepstack_visual_indexes", ())),
-    )
