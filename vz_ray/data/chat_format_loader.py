@@ -7,7 +7,7 @@ from pathlib import Path
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.env.chat_format import ChatFormat
 from vz_ray.env.prompt_template import PromptTemplate
-from vz_ray.families import ImageProcessorSettings, load_family
+from vz_ray.families import ImageProcessorSettings, ModelFamily, load_family
 from vz_ray.utils.errors import UserError
 
 
@@ -18,13 +18,20 @@ def check_episode_format(model: Path | str, episode: EpisodeConfig) -> None:
         UserError: The family does not support the chat format, or the bounds on the frame area do not suit its
             frame grid or image processor.
     """
+    _checked_settings(model, episode)
+
+
+def _checked_settings(model: Path | str, episode: EpisodeConfig) -> tuple[ModelFamily, ImageProcessorSettings]:
+    """Return family and image processor of a checkpoint; see `check_episode_format`."""
     family = load_family(model)
     if episode.chat_format not in family.chat_formats:
         raise UserError(
             f"{family.name}: episode.chat_format is {episode.chat_format}; supported: "
             f"{', '.join(family.chat_formats)}. compat is the format of weights released for another family."
         )
-    ImageProcessorSettings.load(model, family).check_bounds(episode.min_pixels, episode.max_pixels)
+    settings = ImageProcessorSettings.load(model, family)
+    settings.check_bounds(episode.min_pixels, episode.max_pixels)
+    return family, settings
 
 
 def load_chat_format(model: Path | str, episode: EpisodeConfig) -> ChatFormat:
@@ -36,15 +43,14 @@ def load_chat_format(model: Path | str, episode: EpisodeConfig) -> ChatFormat:
     """
     from transformers import AutoTokenizer
 
-    check_episode_format(model, episode)
-    family = load_family(model)
+    family, settings = _checked_settings(model, episode)
     tokenizer = AutoTokenizer.from_pretrained(str(model), trust_remote_code=False)
     if not tokenizer.chat_template:
         raise UserError(f"{family.name}: the tokenizer of model {str(model)!r} has no chat_template. Copy it again.")
     chat_format = ChatFormat(
         tokenizer,
         PromptTemplate.load(episode.prompt),
-        grid=ImageProcessorSettings.load(model, family).grid,
+        grid=settings.grid,
         frame_text=family.frame_text,
         compat=episode.chat_format == "compat",
         thinking=episode.thinking,
