@@ -95,14 +95,11 @@ async def train(
     prefetcher = BatchPrefetcher(
         lambda step: collect_step_batch(config, state, runtime, step), config.train.max_staleness, max_steps
     )
-    metric_logger = MetricLogger(
-        run_dir.metrics,
-        run_dir.path / "tensorboard",
-        resume_step=state.step - 1,
-        trackers=monitor.trackers,
-    )
     async with prefetcher:
-        with metric_logger, progress.stage("rl", max_steps, state.step) as stage:
+        with (
+            _open_metrics(run_dir, state, monitor) as metric_logger,
+            progress.stage("rl", max_steps, state.step) as stage,
+        ):
             while state.step < max_steps:
                 set_log_context(step=state.step)
                 timer = _PhaseTimer(monitor)
@@ -138,6 +135,12 @@ async def train(
                 await validate_and_checkpoint(config, state, run_dir, runtime, metric_logger, row)
                 monitor.on_step_end(state.step - 1)
     return state
+
+
+def _open_metrics(run_dir: RunDir, state: TrainingState, monitor: RunMonitor) -> MetricLogger:
+    """Return the logger of metrics; rows after the resumed step are deleted."""
+    folder = run_dir.path / "tensorboard"
+    return MetricLogger(run_dir.metrics, folder, resume_step=state.step - 1, trackers=monitor.trackers)
 
 
 async def record_episodes(
