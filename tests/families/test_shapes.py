@@ -25,7 +25,7 @@ RELEASED_PARAMETERS = {
     "Qwen3-VL-4B": 4_437_815_808,
     "Qwen3-VL-8B": 8_767_123_696,
 }
-"""Parameters in the safetensors headers of released checkpoints."""
+"""Published parameter counts of released checkpoints."""
 
 
 def count_params(module: Any) -> int:
