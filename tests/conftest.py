@@ -99,6 +99,14 @@ def process_group() -> Iterator[None]:
         torch.cuda.empty_cache()  # for engines of the next module, which are other processes
 
 
+@pytest.fixture(autouse=True)
+def normal_priority() -> Iterator[None]:
+    """Fail a test that leaves real-time priority behind: all later processes inherit it and block the machine."""
+    yield
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "the test changed this process's scheduling policy"
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[object]:
     """Headless Playwright `Browser` with the system's Chromium (`apt-get install chromium`)."""
