@@ -170,6 +170,18 @@ def test_kl_in_the_advantage_is_subtracted_per_token() -> None:
     assert sums["kl"] == pytest.approx(0.4 - 0.6)
 
 
+def test_k1_in_the_advantage_has_the_gradient_of_k2_in_the_loss() -> None:
+    """At ratio 1 (arXiv 2510.01555)."""
+    new, inputs, entropy = double_batch()
+    gradients = []
+    for placement, kind in (("advantage", "k1"), ("loss", "k2")):
+        point = new.clone().requires_grad_()
+        config = LossConfig(kl_coef=0.3, kl_placement=placement, kl_estimator=kind)
+        loss, _ = grpo_loss(point, entropy, replace(inputs, old_logprobs=new), config)
+        gradients.append(torch.autograd.grad(loss, point)[0])
+    torch.testing.assert_close(*gradients)
+
+
 def test_corrections_by_hand() -> None:
     """Log-ratios 0.3 and -0.1, an external turn, padding; and a trajectory of external turns."""
     old = float64_tensor([[-1.0, -1.0, -1.0, 0.0], [-1.0, -1.0, 0.0, 0.0]])
