@@ -358,7 +358,9 @@ class Trainer:
         self, batch: MicroBatch, examples: Sequence[Example], values: Sequence[NDArray[np.float64]]
     ) -> Tensor:
         """Return the values of the micro-batch's turns per token, `[B, S]`; `[B, 1]` if each example has one value."""
-        rows = [examples[index].per_token(values[index]) for index in batch.indices] or [np.zeros(1)]
+        rows = [values[index] for index in batch.indices] or [np.zeros(1)]
+        if any(len(row) > 1 for row in rows):
+            rows = [np.repeat(values[index], examples[index].turn_lengths) for index in batch.indices]
         padded = np.zeros((len(rows), max(map(len, rows))))
         for target, row in zip(padded, rows, strict=True):
             target[: len(row)] = row
