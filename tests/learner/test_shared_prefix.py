@@ -59,9 +59,11 @@ def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 class GradientCheck:
     """A policy and data; computes loss and gradients for a given packing."""
 
-    def __init__(self, model: Path, dtype: torch.dtype, seed: int = 0, checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: Path, dtype: torch.dtype, seed: int = 0, checkpointing: bool = False, slice_patches: int = 0
+    ) -> None:
         self.data: TrainingData = make_varied_data(model, groups=2, samples=5, seed=seed)
-        self.policy = PolicyModel.from_pretrained(model, dtype, chunk=9).train()
+        self.policy = PolicyModel.from_pretrained(model, dtype, chunk=9, vision_slice_patches=slice_patches).train()
         if checkpointing:
             self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
         self.spec = ImageSpec.from_pretrained(model)
@@ -149,6 +151,14 @@ def test_shared_prefix_keeps_loss_and_gradient(family_model: Path, dtype: torch.
 def test_shared_prefix_works_with_gradient_checkpointing(family_model: Path) -> None:
     setup = GradientCheck(family_model, torch.float64, checkpointing=True)
     assert_equal(setup.run(setup.shared()), GradientCheck(family_model, torch.float64).run(setup.alone()), 1e-9)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_vision_slices_keep_loss_and_gradient(family_model: Path, dtype: torch.dtype, checkpointing: bool) -> None:
+    whole = GradientCheck(family_model, dtype)
+    sliced = GradientCheck(family_model, dtype, checkpointing=checkpointing, slice_patches=20)
+    assert_equal(sliced.run(sliced.shared()), whole.run(whole.shared()), TOLERANCE[dtype])
 
 
 def test_packing_without_sharing_keeps_loss_and_gradient(model: Path) -> None:

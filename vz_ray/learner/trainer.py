@@ -76,7 +76,7 @@ class Trainer:
         torch.set_num_threads(config.num_threads)
         self.rank_info = init_distributed(config.timeout_s)
         dtype = training_dtype(config, self.rank_info)
-        self.policy = PolicyModel.from_pretrained(config.model, dtype, chunk=config.logprob_chunk_tokens)
+        self.policy = self._load_policy(config.model, dtype)
         self.image_spec = ImageSpec.from_pretrained(config.model)
         self.micro_batches = MicroBatchLoader(
             config, self.rank_info, self.policy.tokens, self.image_spec, flop_costs(self.policy.shape)
@@ -97,6 +97,16 @@ class Trainer:
         states = (deepspeed.optimizer, deepspeed.basic_optimizer, self.reference_logprobs)
         self._offloader = StateOffloader(deepspeed.module, states, self.rank_info.device)
 
+    def _load_policy(self, directory: str, dtype: torch.dtype) -> PolicyModel:
+        config = self.config
+        return PolicyModel.from_pretrained(
+            directory,
+            dtype,
+            chunk=config.logprob_chunk_tokens,
+            vision_slice_patches=config.vision_slice_patches,
+            lockstep_ranks=self.rank_info if config.zero_stage == 3 else None,
+        )
+
     def _create_reference(self, dtype: torch.dtype) -> tuple[LogprobFn | None, FeatureCache | None]:
         """Return the reference model of the KL term, if it is used, and the feature cache of its tower."""
         config = self.config
@@ -104,9 +114,7 @@ class Trainer:
             return None, None
         if not config.needs_separate_reference:
             return self._base_logprobs, self._feature_cache
-        reference = PolicyModel.from_pretrained(
-            config.reference_model or config.model, dtype, chunk=config.logprob_chunk_tokens
-        )
+        reference = self._load_policy(config.reference_model or config.model, dtype)
         same_tower = config.reference_model in (None, config.model) and self._feature_cache is not None
         cache = self._feature_cache if same_tower else self._create_feature_cache(reference)
         return prepare_frozen(reference, config, self.rank_info), cache
