@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 @pytest.fixture(autouse=True)
 def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    remove_float32_rounding(monkeypatch)
+
+
+def remove_float32_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the float32 rounding of HF's norms and vision rotary embedding in float64 models."""
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
     from transformers.models.qwen3_5 import modeling_qwen3_5
@@ -76,7 +81,7 @@ class GradientCheck:
         rng = np.random.default_rng(seed)
         self.drift = [rng.normal(0, 0.3, (2, len(e.sampled_positions))) for e in self.examples]
 
-    def run(self, batches: list[list[PrefixTree]], **options: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    def run(self, batches: list[list[PrefixTree]], **options: Any) -> tuple[float, dict[str, torch.Tensor]]:
         """Return the GRPO loss with clipping, KL and entropy, and its gradients by parameter."""
         self.policy.zero_grad()
         total = 0.0
@@ -97,6 +102,9 @@ class GradientCheck:
             loss.backward()
             total += loss.item()
         return total, {n: p.grad.clone() for n, p in self.policy.named_parameters() if p.grad is not None}
+
+    def run_shared(self, **options: Any) -> tuple[float, dict[str, torch.Tensor]]:
+        return self.run(self.shared(), **options)
 
     def given(self, batch, logprobs: torch.Tensor) -> LossInputs:
         """Return loss inputs with old and reference log-probs as after a few updates."""

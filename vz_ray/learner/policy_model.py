@@ -17,6 +17,7 @@ from vz_ray.learner.example import SpecialTokenIds
 from vz_ray.learner.linear_attention import pack_linear_attention
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.packing import FlopCosts
+from vz_ray.learner.sequence_parallel import sum_over_shards
 from vz_ray.learner.vision_tower import compute_features_in_slices, optimize_vision_tower
 from vz_ray.planning import text_flops, vision_flops
 from vz_ray.utils.errors import UserError
@@ -116,18 +117,21 @@ class PolicyModel(nn.Module):
             exclude_placeholders: Give vision placeholders probability 0, as the engine does in sampling.
         """
         hidden = self.hidden_states(batch).flatten(0, 1)
-        valid = batch.mask.bool()
         logprobs, entropy = self.hf.lm_head(
-            hidden[batch.hidden_index[valid]],
-            batch.targets[valid],
-            batch.temperature[valid],
+            hidden[batch.hidden_index[batch.own]],
+            batch.targets[batch.own],
+            batch.temperature[batch.own],
             self.banned if exclude_placeholders else None,
         )
         zeros = logprobs.new_zeros(batch.temperature.shape)
-        if not batch.indices:
-            # An empty micro-batch must still involve every weight in the backward pass.
-            zeros = zeros + 0.0 * hidden.sum() + logprobs.sum()
-        return zeros.masked_scatter(valid, logprobs), zeros.masked_scatter(valid, entropy)
+        if not batch.indices or batch.layout.shard is not None:
+            # A rank without sampled tokens must still involve every weight in the backward pass.
+            zeros = zeros + 0.0 * hidden.sum() + 0.0 * logprobs.sum()
+        outputs = zeros.masked_scatter(batch.own, logprobs), zeros.masked_scatter(batch.own, entropy)
+        if (shard := batch.layout.shard) is None:
+            return outputs
+        logprobs, entropy = sum_over_shards(torch.stack(outputs), shard)
+        return logprobs, entropy
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """Return the hidden states after the last norm, `[1, T, H]`."""

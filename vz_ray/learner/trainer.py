@@ -37,6 +37,7 @@ from vz_ray.learner.micro_batches import InputTimes, MicroBatchLoader, Pixels
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
+from vz_ray.learner.sequence_parallel import check_sequence_parallel
 from vz_ray.learner.state_offload import StateOffloader
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
 from vz_ray.weight_sync import ParityProbe, ProbeScore
@@ -74,7 +75,7 @@ class Trainer:
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config
         torch.set_num_threads(config.num_threads)
-        self.rank_info = init_distributed(config.timeout_s)
+        self.rank_info = init_distributed(config.timeout_s, config.sequence_parallel_size)
         dtype = training_dtype(config, self.rank_info)
         self.policy = self._load_policy(config.model, dtype)
         self.image_spec = ImageSpec.from_pretrained(config.model)
@@ -99,13 +100,15 @@ class Trainer:
 
     def _load_policy(self, directory: str, dtype: torch.dtype) -> PolicyModel:
         config = self.config
-        return PolicyModel.from_pretrained(
+        policy = PolicyModel.from_pretrained(
             directory,
             dtype,
             chunk=config.logprob_chunk_tokens,
             vision_slice_patches=config.vision_slice_patches,
             lockstep_ranks=self.rank_info if config.zero_stage == 3 else None,
         )
+        check_sequence_parallel(policy.shape, config.sequence_parallel_size)
+        return policy
 
     def _create_reference(self, dtype: torch.dtype) -> tuple[LogprobFn | None, FeatureCache | None]:
         """Return the reference model of the KL term, if it is used, and the feature cache of its tower."""
