@@ -101,7 +101,8 @@ def _convolve(
     rows, outputs = _convolution_index(segments, module.conv_kernel_size - 1, inputs.device)
     stream = F.pad(inputs, (0, 0, 0, 1)).index_select(0, rows)
     # The module pads the stream with zeros on both sides: output i sees the inputs up to i.
-    convolved = module.conv1d(stream.T[None], channels)[0].T.index_select(0, outputs)
+    arguments = () if channels is None else (channels,)
+    convolved = module.conv1d(stream.T[None], *arguments)[0].T.index_select(0, outputs)
     return ACT2FN[module.activation](convolved)
 
 
