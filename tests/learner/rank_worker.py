@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from tests.learner.training_data import TrainingData, make_training_data, make_varied_data
-from vz_ray.config.learner import LearnerConfig, LoraConfig, LossConfig, OptimizerConfig
+from vz_ray.config.learner import LearnerConfig, LoraConfig, OptimizerConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.env.trajectory import SampledAction, Trajectory
 from vz_ray.learner.distributed import shutdown_distributed
 from vz_ray.learner.trainer import Trainer

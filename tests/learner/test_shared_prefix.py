@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from tests.learner.training_data import TrainingData, make_varied_data
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
+from vz_ray.learner.advantages import compute_advantages
 from vz_ray.learner.batch import collate, collate_on_host
 from vz_ray.learner.example import Example, encode_trajectory
 from vz_ray.learner.frame_cache import FeatureCache
-from vz_ray.learner.grpo_loss import LossInputs, compute_advantages, grpo_loss, loss_weights
+from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
 from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree, plan_micro_batches
@@ -113,8 +114,8 @@ class GradientCheck:
             drift[:, row, : len(self.examples[index].sampled_positions)] = torch.from_numpy(self.drift[index])
         fixed = torch.round(logprobs.detach(), decimals=3)
         return LossInputs(
-            advantages=torch.tensor([self.advantage[i] for i in batch.indices], dtype=logprobs.dtype),
-            weights=torch.tensor([self.weight[i] for i in batch.indices], dtype=logprobs.dtype),
+            advantages=torch.tensor([[self.advantage[i]] for i in batch.indices], dtype=logprobs.dtype),
+            weights=torch.tensor([[self.weight[i]] for i in batch.indices], dtype=logprobs.dtype),
             mask=batch.mask.to(logprobs.dtype),
             old_logprobs=fixed + drift[0],
             engine_logprobs=batch.engine_logprobs,

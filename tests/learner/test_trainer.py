@@ -24,7 +24,8 @@ from tests.learner.rank_worker import (
 )
 from tests.learner.training_data import TrainingData
 from tests.rollout.hf_reference import HfReference
-from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
+from vz_ray.config.learner import LearnerConfig, OptimizerConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.learner import checkpoint, train_engine
 from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
 from vz_ray.learner.policy_model import PolicyModel

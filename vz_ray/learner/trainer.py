@@ -23,12 +23,13 @@ from torch import Tensor
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
+from vz_ray.learner.advantages import group_advantages, is_informative, turns_with_loss
 from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
 from vz_ray.learner.example import Example, encode_probe, encode_trajectory
 from vz_ray.learner.export import ZeroWeightSource, export_hf
 from vz_ray.learner.frame_cache import FeatureCache
-from vz_ray.learner.grpo_loss import LossInputs, compute_advantages, grpo_loss, is_informative, loss_weights
+from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
 from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
@@ -53,15 +54,15 @@ class MiniBatch:
     Attributes:
         trajectories: All trajectories, on every rank.
         examples: The trajectories as arrays.
-        advantages: One per example.
-        loss_weights: One per example; see `grpo_loss.loss_weights`.
+        advantages: Of each example: `[1]`, or one per turn.
+        loss_weights: Of each example, likewise; see `grpo_loss.loss_weights`.
         micro_batches: This rank's micro-batches, as trees of `examples`.
     """
 
     trajectories: list[Trajectory]
     examples: list[Example]
-    advantages: NDArray[np.float64]
-    loss_weights: list[float]
+    advantages: list[NDArray[np.float64]]
+    loss_weights: list[NDArray[np.float64]]
     micro_batches: list[list[PrefixTree]]
 
 
@@ -245,14 +246,15 @@ class Trainer:
             part = groups[start : start + size]
             trajectories = [trajectory for group in part for trajectory in group.trajectories]
             examples = self.encode(trajectories)
-            lengths = [len(example.sampled_positions) for example in examples]
-            advantages = [compute_advantages(group.rewards, loss.advantage_estimator) for group in part]
+            unmasked = [turns_with_loss(trajectory, loss.mask_truncated) for trajectory in trajectories]
+            lengths = [int((e.turn_lengths * turns).sum()) for e, turns in zip(examples, unmasked, strict=True)]
+            weights = loss_weights(lengths, loss.aggregation, loss.fixed_length)
             mini_batches.append(
                 MiniBatch(
                     trajectories=trajectories,
                     examples=examples,
-                    advantages=np.concatenate(advantages),
-                    loss_weights=loss_weights(lengths, loss.aggregation, loss.fixed_length),
+                    advantages=[values for group in part for values in group_advantages(group, loss)],
+                    loss_weights=[weight * turns for weight, turns in zip(weights, unmasked, strict=True)],
                     micro_batches=self.micro_batches.plan(examples),
                 )
             )
@@ -313,8 +315,8 @@ class Trainer:
             no_engine = batch.engine_logprobs.isnan()
             old_logprobs = torch.where(no_engine, learner_old, batch.engine_logprobs)
         inputs = LossInputs(
-            advantages=self._values_of(batch, mini_batch.advantages),
-            weights=self._values_of(batch, mini_batch.loss_weights),
+            advantages=self._per_token(batch, mini_batch.examples, mini_batch.advantages),
+            weights=self._per_token(batch, mini_batch.examples, mini_batch.loss_weights),
             mask=batch.mask,
             old_logprobs=old_logprobs,
             engine_logprobs=batch.engine_logprobs,
@@ -363,10 +365,15 @@ class Trainer:
         if too_many:
             raise too_many_skips_error(skips, saved_batch)
 
-    def _values_of(self, batch: MicroBatch, values: Sequence[float] | NDArray[np.float64]) -> Tensor:
-        """Return the values of the micro-batch's examples, `[B]`; 0 for an empty micro-batch."""
-        selected = [float(values[index]) for index in batch.indices] or [0.0]
-        return torch.tensor(selected, dtype=torch.float32, device=self.rank_info.device)
+    def _per_token(
+        self, batch: MicroBatch, examples: Sequence[Example], values: Sequence[NDArray[np.float64]]
+    ) -> Tensor:
+        """Return the values of the micro-batch's turns per token, `[B, S]`; `[B, 1]` if each example has one value."""
+        rows = [examples[index].per_token(values[index]) for index in batch.indices] or [np.zeros(1)]
+        padded = np.zeros((len(rows), max(map(len, rows))))
+        for target, row in zip(padded, rows, strict=True):
+            target[: len(row)] = row
+        return torch.tensor(padded, dtype=torch.float32, device=self.rank_info.device)
 
     def _throughput(self, examples: Sequence[Example], started: float) -> Metrics:
         seconds = time.perf_counter() - started
