@@ -92,9 +92,7 @@ def _convolve_channels(conv: Any, stream: Tensor, channels: Tensor | None = None
     return F.conv1d(stream, weight, bias, conv.stride, conv.padding, conv.dilation, groups=len(weight))
 
 
-def _convolve(
-    module: Any, inputs: Tensor, segments: tuple[Segment, ...], channels: Tensor | None = None
-) -> Tensor:
+def _convolve(module: Any, inputs: Tensor, segments: tuple[Segment, ...], channels: Tensor | None = None) -> Tensor:
     """Apply the causal convolution and its activation to `[T, channels]`."""
     from transformers.activations import ACT2FN
 

@@ -103,9 +103,7 @@ class PolicyModel(nn.Module):
         self.register_buffer("banned", banned, persistent=False)
 
     @classmethod
-    def from_pretrained(
-        cls, directory: str | Path, dtype: torch.dtype = torch.float32, **options: Any
-    ) -> PolicyModel:
+    def from_pretrained(cls, directory: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -> PolicyModel:
         """Load a checkpoint directory; see `load_pretrained` for errors and the class for `options`."""
         hf = load_pretrained(directory, dtype)
         return cls(hf, SpecialTokenIds.from_pretrained(directory), **options)
