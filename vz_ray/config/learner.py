@@ -97,6 +97,9 @@ class LearnerConfig(Section):
     """Checkpoint directory of the reference model; default `model`."""
     world_size: int = number(1, minimum=1)
     """Processes, one per GPU."""
+    sequence_parallel_size: int = number(1, minimum=1)
+    """Ranks that share each sequence: each holds a part of its tokens in all layers, and computes attention for a
+    part of the heads (Ulysses). Divides `world_size` and the heads of the model."""
     zero_stage: int = number(3, minimum=0, maximum=3)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also weights."""
     offload: str = choice("none", "optimizer", "all")
@@ -114,6 +117,9 @@ class LearnerConfig(Section):
     """Low-rank adapters."""
     micro_batch_tokens: int = number(32_768, minimum=1)
     """Maximum tokens of one forward pass, without padding; a shared prefix counts once."""
+    vision_slice_patches: int = number(32_768, minimum=0)
+    """Maximum patches of one pass of the vision tower. More frames pass in slices, which a trained tower recomputes
+    in the backward pass: memory does not grow with the frames of a micro-batch. 0: all frames in one pass."""
     share_prefixes: bool = True
     """Compute the shared prefix of a group's samples once; false computes each sample alone, with equal
     gradients."""
@@ -161,6 +167,12 @@ class LearnerConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.world_size % self.sequence_parallel_size:
+            raise InvalidValueError(
+                "sequence_parallel_size",
+                f"is {self.sequence_parallel_size}; it must divide world_size ({self.world_size})",
+                "world_size",
+            )
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise InvalidValueError("offload", "is 'optimizer'; it requires zero_stage 1, 2 or 3", "zero_stage")
         if self.offload == "all" and self.zero_stage != 3:

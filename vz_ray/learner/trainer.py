@@ -38,6 +38,7 @@ from vz_ray.learner.micro_batches import InputTimes, MicroBatchLoader, Pixels
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
+from vz_ray.learner.sequence_parallel import check_sequence_parallel
 from vz_ray.learner.state_offload import StateOffloader
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
 from vz_ray.weight_sync import ParityProbe, ProbeScore
@@ -75,9 +76,9 @@ class Trainer:
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config
         torch.set_num_threads(config.num_threads)
-        self.rank_info = init_distributed(config.timeout_s)
+        self.rank_info = init_distributed(config.timeout_s, config.sequence_parallel_size)
         dtype = training_dtype(config, self.rank_info)
-        self.policy = PolicyModel.from_pretrained(config.model, dtype, chunk=config.logprob_chunk_tokens)
+        self.policy = self._load_policy(config.model, dtype)
         self.image_spec = ImageSpec.from_pretrained(config.model)
         self.micro_batches = MicroBatchLoader(
             config, self.rank_info, self.policy.tokens, self.image_spec, flop_costs(self.policy.shape)
@@ -98,6 +99,18 @@ class Trainer:
         states = (deepspeed.optimizer, deepspeed.basic_optimizer, self.reference_logprobs)
         self._offloader = StateOffloader(deepspeed.module, states, self.rank_info.device)
 
+    def _load_policy(self, directory: str, dtype: torch.dtype) -> PolicyModel:
+        config = self.config
+        policy = PolicyModel.from_pretrained(
+            directory,
+            dtype,
+            chunk=config.logprob_chunk_tokens,
+            vision_slice_patches=config.vision_slice_patches,
+            lockstep_ranks=self.rank_info if config.zero_stage == 3 else None,
+        )
+        check_sequence_parallel(policy.shape, config.sequence_parallel_size)
+        return policy
+
     def _create_reference(self, dtype: torch.dtype) -> tuple[LogprobFn | None, FeatureCache | None]:
         """Return the reference model of the KL term, if it is used, and the feature cache of its tower."""
         config = self.config
@@ -105,9 +118,7 @@ class Trainer:
             return None, None
         if not config.needs_separate_reference:
             return self._base_logprobs, self._feature_cache
-        reference = PolicyModel.from_pretrained(
-            config.reference_model or config.model, dtype, chunk=config.logprob_chunk_tokens
-        )
+        reference = self._load_policy(config.reference_model or config.model, dtype)
         same_tower = config.reference_model in (None, config.model) and self._feature_cache is not None
         cache = self._feature_cache if same_tower else self._create_feature_cache(reference)
         return prepare_frozen(reference, config, self.rank_info), cache
