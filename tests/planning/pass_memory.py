@@ -110,6 +110,7 @@ def _example(ids: Any, sampled: Any, refs: list[FrameRef], per_frame: int) -> Ex
         temperature=np.ones(count, dtype=np.float32),
         weight_versions=np.zeros(count, dtype=np.int64),
         after_image=np.zeros(count, dtype=np.bool_),
+        turn_lengths=np.asarray([count]),
         grids=np.asarray([(1, _SIDE, _SIDE)] * len(refs)),
         image_starts=np.flatnonzero(ids == _TOKENS.image)[::per_frame],
         image_token_counts=np.full(len(refs), per_frame),
