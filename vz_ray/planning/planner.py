@@ -25,6 +25,7 @@ from vz_ray.planning.learner_memory import (
     worst_case_batch,
 )
 from vz_ray.planning.model_flops import BACKWARD_FACTOR, FROZEN_BACKWARD_FACTOR
+from vz_ray.planning.sequence_parallel import check_sequence_parallel
 from vz_ray.planning.trainable_params import TrainableParams, count_trainable_params
 from vz_ray.utils.errors import UserError
 
@@ -137,6 +138,7 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
     except ValueError as error:
         raise UserError(str(error)) from error
     learner_config = replace(config.learner, model=config.model)
+    check_sequence_parallel(shape, learner_config.sequence_parallel_size)
     params = count_trainable_params(shape, learner_config)
     uses_reference = learner_config.loss.kl_coef > 0
     has_reference = uses_reference and learner_config.needs_separate_reference
