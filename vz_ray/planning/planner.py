@@ -154,7 +154,10 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
             host_bytes += 2 * shape.parameters
         largest_tensor = shape.text.vocab_size * shape.text.hidden
         learner, engine, handover = take_turns(learner, engine, weight_dtype_bytes(learner_config) * largest_tensor)
-    passes = _passes(config, batch_size, uses_reference, params)
+    passes = replace(
+        _passes(config, batch_size, uses_reference, params),
+        vision_slices=0 < learner_config.vision_slice_patches < worst_case.patches,
+    )
     rate = learner_flops.ComputeRate(learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu)
     max_tokens = max(learner_config.micro_batch_tokens, typical.tokens)
     packed = learner_flops.packed_work(shape, typical, batch_size, group_size, max_tokens, passes, rate)
