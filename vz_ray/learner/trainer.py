@@ -38,9 +38,9 @@ from vz_ray.learner.micro_batches import InputTimes, MicroBatchLoader, Pixels
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
-from vz_ray.learner.sequence_parallel import check_sequence_parallel
 from vz_ray.learner.state_offload import StateOffloader
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
+from vz_ray.planning.sequence_parallel import check_sequence_parallel
 from vz_ray.weight_sync import ParityProbe, ProbeScore
 
 LogprobFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
