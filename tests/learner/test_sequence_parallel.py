@@ -13,29 +13,41 @@ from torch import multiprocessing
 from tests.learner.rank_worker import small_config
 from tests.learner.shard_worker import CASES, run_shard
 from tests.learner.test_shared_prefix import TOLERANCE, GradientCheck, assert_equal, remove_float32_rounding
+from tests.learner.training_data import SMALL, TEXTS, small_model
 from tests.planning.pass_memory import WIDE_SHAPES
 from vz_ray.config.fields import InvalidValueError
+from vz_ray.families import FAMILIES
 from vz_ray.learner.distributed import RankInfo, init_distributed
 from vz_ray.learner.sequence_parallel import SequenceShard
+from vz_ray.needle.tiny_model import build_tiny_model
 from vz_ray.planning.sequence_parallel import check_sequence_parallel
 from vz_ray.utils.errors import UserError
 
 
+@pytest.fixture(scope="module", params=[*FAMILIES, "two key heads"])
+def sharded_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of each family, whose ranks share one key head; and one with a key head for each rank."""
+    folder = tmp_path_factory.mktemp("model")
+    if request.param in FAMILIES:
+        return small_model(folder, request.param)
+    return build_tiny_model(folder, TEXTS, config=replace(SMALL, num_heads=4, num_kv_heads=2))
+
+
 @pytest.fixture(scope="module")
-def rank_results(family_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
+def rank_results(sharded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(run_shard, args=(family_model, folder), nprocs=2)
+    multiprocessing.spawn(run_shard, args=(sharded_model, folder), nprocs=2)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[f"{str(d).split('.')[1]}-{n}" for d, n in CASES])
 def test_sum_of_two_ranks_equals_the_whole_sequence(
-    family_model: Path, rank_results: list[list[Any]], case: int, monkeypatch: pytest.MonkeyPatch
+    sharded_model: Path, rank_results: list[list[Any]], case: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Groups with shared prefixes, samples with 0 to 4 zooms, frames of different sizes, recomputed activations."""
     remove_float32_rounding(monkeypatch)
     dtype, _ = CASES[case]
-    whole = GradientCheck(family_model, dtype)
+    whole = GradientCheck(sharded_model, dtype)
     expected = whole.run_shared()
     (loss, gradients), (other_loss, other_gradients) = (results[case] for results in rank_results)
     assert loss == other_loss

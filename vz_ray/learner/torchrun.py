@@ -82,7 +82,7 @@ def train_sft(config: SftRunConfig) -> Path:
         UserError: A setting or a file is invalid, or another process holds the run directory.
         StopRequested: A stop was requested; the checkpoint holds all finished steps.
     """
-    rank_info = init_distributed(config.learner.timeout_s)
+    rank_info = init_distributed(config.learner.timeout_s, config.learner.sequence_parallel_size)
     is_main = rank_info.rank == 0
     with ExitStack() as stack:
         with fail_together(rank_info, "opening the run"):
