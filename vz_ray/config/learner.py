@@ -117,7 +117,7 @@ class LearnerConfig(Section):
     """Low-rank adapters."""
     micro_batch_tokens: int = number(32_768, minimum=1)
     """Maximum tokens of one forward pass, without padding; a shared prefix counts once."""
-    vision_slice_patches: int = number(32_768, minimum=0)
+    vision_slice_patches: int = number(0, minimum=0)
     """Maximum patches of one pass of the vision tower. More frames pass in slices, which a trained tower recomputes
     in the backward pass: memory does not grow with the frames of a micro-batch. 0: all frames in one pass."""
     share_prefixes: bool = True

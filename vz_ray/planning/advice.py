@@ -21,6 +21,8 @@ BytesOver = Callable[[ResourcePlan], int]
 
 MIN_CHUNK_TOKENS = 256
 """Minimum chunk of logits; smaller chunks are dominated by kernel launches."""
+MAX_SLICE_PATCHES = 16_384
+"""Recommended slice of the vision tower: 32 frames of 128 visual tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,11 @@ def _learner_tunables(config: PlannableConfig, plan: ResourcePlan) -> list[_Tuna
             "micro_batch_tokens",
             [budget for budget in budgets if budget < learner.micro_batch_tokens],
             "more, smaller passes",
+        ),
+        (
+            "vision_slice_patches",
+            [MAX_SLICE_PATCHES] * (not learner.vision_slice_patches and not learner.freeze_vision),
+            "one more forward pass of the vision tower",
         ),
         ("zero_stage", range(learner.zero_stage + 1, 4), "communication"),
         ("gradient_checkpointing", [True] * (not learner.gradient_checkpointing), "a third more FLOPs"),
