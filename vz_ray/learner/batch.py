@@ -178,12 +178,7 @@ def collate_on_host(
     if shard is not None and (padded := shard.padded_length(length)) > length:
         segments.append(Segment(length, padded))
         length = padded
-    ids, positions = np.full(length, tokens.pad), np.zeros((3, length), dtype=np.int64)
-    for span in spans:
-        example, target = span.example, slice(span.offset, span.offset + span.length)
-        ids[target] = example.token_ids[span.start : span.end]
-        all_positions = mrope_positions(example.token_ids, example.grids, tokens.image, spec.merge_size)
-        positions[:, target] = all_positions[:, span.start : span.end]
+    ids, positions = _tokens_and_positions(spans, length, tokens, spec.merge_size)
     refs = [ref for span in spans for ref in span.example.refs[span.frames]]
     grids = np.concatenate([*(span.example.grids[span.frames] for span in spans), _NO_GRIDS])
     start, end = shard.token_range(length) if shard is not None else (0, length)
@@ -203,7 +198,7 @@ def collate_on_host(
         "feature_index": feature_index,
         **_sampled_token_arrays([examples[index] for index in members], hidden_index),
     }
-    hidden, mask = arrays["hidden_index"], arrays["mask"] > 0
+    hidden, mask = np.asarray(arrays["hidden_index"], dtype=np.int64), np.asarray(arrays["mask"], dtype=np.bool_)
     arrays["own"] = mask & (hidden >= start) & (hidden < end)
     arrays["hidden_index"] = np.where(arrays["own"], hidden - start, 0)
 
@@ -287,6 +282,19 @@ def _lay_out(
                 start, offset = offset, offset + example.context_length - prefix
                 segments.append(Segment(start, offset, (base, base + prefix) if prefix else (0, 0)))
     return spans, segments or [Segment(0, 1)], hidden_index
+
+
+def _tokens_and_positions(
+    spans: Sequence[TokenSpan], length: int, tokens: SpecialTokenIds, merge: int
+) -> tuple[Ints, Ints]:
+    """Return the ids `[length]` and rotary positions `[3, length]` of the sequence; padding after the last span."""
+    ids, positions = np.full(length, tokens.pad), np.zeros((3, length), dtype=np.int64)
+    for span in spans:
+        example, target = span.example, slice(span.offset, span.offset + span.length)
+        ids[target] = example.token_ids[span.start : span.end]
+        all_positions = mrope_positions(example.token_ids, example.grids, tokens.image, merge)
+        positions[:, target] = all_positions[:, span.start : span.end]
+    return ids, positions
 
 
 def _sampled_token_arrays(examples: Sequence[Example], hidden_index: Sequence[Ints]) -> dict[str, NDArray[np.generic]]:

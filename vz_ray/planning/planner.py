@@ -154,10 +154,7 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
             host_bytes += 2 * shape.parameters
         largest_tensor = shape.text.vocab_size * shape.text.hidden
         learner, engine, handover = take_turns(learner, engine, weight_dtype_bytes(learner_config) * largest_tensor)
-    passes = replace(
-        _passes(config, batch_size, uses_reference, params),
-        vision_slices=0 < learner_config.vision_slice_patches < worst_case.patches,
-    )
+    passes = _passes(config, batch_size, uses_reference, params, worst_case)
     rate = learner_flops.ComputeRate(learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu)
     max_tokens = max(learner_config.micro_batch_tokens, typical.tokens)
     packed = learner_flops.packed_work(shape, typical, batch_size, group_size, max_tokens, passes, rate)
@@ -200,7 +197,11 @@ def updates_per_step(config: PlannableConfig) -> int:
 
 
 def _passes(
-    config: PlannableConfig, batch_size: int, uses_reference: bool, params: TrainableParams
+    config: PlannableConfig,
+    batch_size: int,
+    uses_reference: bool,
+    params: TrainableParams,
+    worst_case: WorstCaseBatch,
 ) -> learner_flops.PassCounts:
     """Count the passes of `vz_ray.learner`; a single update reuses its forward pass for old log-probs."""
     learner = config.learner
@@ -212,7 +213,14 @@ def _passes(
         forward_only = int(recompute) + int(uses_reference)
     text_factor = FROZEN_BACKWARD_FACTOR if learner.lora.rank else BACKWARD_FACTOR
     vision_factor = text_factor if params.vision else 0
-    return learner_flops.PassCounts(epochs, forward_only, learner.gradient_checkpointing, text_factor, vision_factor)
+    return learner_flops.PassCounts(
+        updates=epochs,
+        forward_only=forward_only,
+        checkpointing=learner.gradient_checkpointing,
+        text_backward_factor=text_factor,
+        vision_backward_factor=vision_factor,
+        vision_slices=0 < learner.vision_slice_patches < worst_case.patches,
+    )
 
 
 def _engine(config: PlannableConfig, shape: ModelShape, longest: EpisodeBudget, gpu_bytes: int) -> EngineMemory | None:
