@@ -24,6 +24,7 @@ MUTABLE_ON_RESUME = (
     "learner.gradient_checkpointing",
     "learner.sequence_parallel_size",
     "learner.vision_slice_patches",
+    "learner.mlp_tile_tokens",
     "learner.micro_batch_tokens",
     "learner.share_prefixes",
     "learner.prefetch_batches",

@@ -28,12 +28,14 @@ class AttentionMemory:
         gathered_keys: Keys per token that FlashAttention gathers; each branch repeats its prefix's keys.
         chunk_padding: Tokens per token in the chunks of the delta rule, whose last one is padded in each segment.
         exchanged: Whether ranks share sequences. The output then exists before and after the exchange.
+        score_bytes: Workspace of the scores, if they are not computed block by block.
     """
 
     fused: bool = True
     gathered_keys: float = 1.0
     chunk_padding: float = 1.0
     exchanged: bool = False
+    score_bytes: int = 0
 
     def saved_bytes(self, text: TextShape, dtype_bytes: int) -> int:
         """Return bytes per token and layer of full attention.
@@ -53,6 +55,18 @@ class AttentionMemory:
             saved += dtype_bytes * copies * text.query_dim
         return saved
 
+    def gradient_bytes(self, text: TextShape, dtype_bytes: int) -> int:
+        """Return bytes per token of the gradients of queries, keys, values and the output.
+
+        FlashAttention has the gradients of the gathered keys and values, and those of each key; an estimate. The
+        portable form has float32 sums over segments, and the gradients of the longest one.
+        """
+        copies = 1 + self.exchanged + text.output_gate
+        if not self.fused:
+            return (3 * FP32_BYTES + (3 + copies) * dtype_bytes) * text.query_dim
+        keys = round(self.gathered_keys * text.kv_dim) + text.kv_dim
+        return dtype_bytes * ((1 + copies) * text.query_dim + 2 * keys)
+
 
 FUSED_ATTENTION = AttentionMemory()
 
@@ -61,13 +75,22 @@ def text_layer_bytes(
     text: TextShape, dtype_bytes: int, attention: AttentionMemory = FUSED_ATTENTION, *, linear: bool = False
 ) -> int:
     """Return the saved bytes per token of one decoder layer, with full or `linear` attention."""
+    mixer = _mixer_bytes(text, dtype_bytes, attention, linear=linear)
+    return 2 * _text_norm(text, dtype_bytes) + mixer + _mlp_bytes(text, dtype_bytes)
+
+
+def _mixer_bytes(text: TextShape, dtype_bytes: int, attention: AttentionMemory, *, linear: bool) -> int:
+    """Return the saved bytes per token of full or `linear` attention."""
     if linear and text.linear:
-        mixer = linear_attention_memory.saved_bytes(
+        return linear_attention_memory.saved_bytes(
             text.linear, dtype_bytes, kernel=attention.fused, padding=attention.chunk_padding
         )
-    else:
-        mixer = attention.saved_bytes(text, dtype_bytes)
-    return 2 * _text_norm(text, dtype_bytes) + mixer + 4 * dtype_bytes * text.intermediate
+    return attention.saved_bytes(text, dtype_bytes)
+
+
+def _mlp_bytes(text: TextShape, dtype_bytes: int) -> int:
+    """Return the saved bytes per token of an MLP."""
+    return 4 * dtype_bytes * text.intermediate
 
 
 def vision_block_bytes(vision: VisionShape, dtype_bytes: int) -> int:
@@ -109,14 +132,20 @@ def text_saved_bytes(
     *,
     checkpointing: bool,
     attention: AttentionMemory = FUSED_ATTENTION,
+    tile_tokens: int = 0,
 ) -> int:
-    """Return the saved bytes of all layers and the last norm; `checkpointing` saves only layer inputs."""
+    """Return the saved bytes of all layers and the last norm; `checkpointing` saves only layer inputs.
+
+    An MLP that is computed in tiles saves its input only, which its norm counts.
+    """
     if checkpointing:
         layers = text.layers * dtype_bytes * text.hidden
     else:
         layers = text.attention_layers * text_layer_bytes(text, dtype_bytes, attention)
         if text.linear:
             layers += text.linear_layers * text_layer_bytes(text, dtype_bytes, attention, linear=True)
+        if is_tiled(tokens, tile_tokens):
+            layers -= text.layers * _mlp_bytes(text, dtype_bytes)
     rotary = 2 * dtype_bytes * int(text.rotary_share * text.head_dim)
     return tokens * (layers + rotary + (FP32_BYTES + _normalized_bytes(text, dtype_bytes)) * text.hidden)
 
@@ -132,8 +161,8 @@ def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, c
     deepstack = len(vision.deepstack_blocks) * 3 * dtype_bytes * vision.hidden
     # Indices are int64, weights float32.
     positions = (2 + 1) * FP32_BYTES * _INTERPOLATION_CORNERS if vision.position_table else 0
-    # Pixels arrive in float32; another dtype makes a copy.
-    pixels = dtype_bytes * vision.patch_elements
+    # Pixels arrive in float32, see `pixel_input_bytes`; another dtype makes a copy.
+    pixels = 0 if dtype_bytes == FP32_BYTES else dtype_bytes * vision.patch_elements
     saved = patches * (vision.depth * block + rotary + merger + deepstack + positions + pixels)
     return saved + feature_bytes(vision, dtype_bytes, patches)
 
@@ -143,9 +172,14 @@ def feature_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
     return dtype_bytes * patches // vision.merge_size**2 * vision.feature_levels * vision.out_hidden
 
 
-def pixel_input_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
-    """Return the bytes of the float32 pixels, unless `vision_saved_bytes` already counts them."""
-    return 0 if dtype_bytes == FP32_BYTES else FP32_BYTES * patches * vision.patch_elements
+def pixel_input_bytes(vision: VisionShape, patches: int) -> int:
+    """Return the bytes of the float32 pixels, which exist until the end of a pass."""
+    return FP32_BYTES * patches * vision.patch_elements
+
+
+def slice_table_bytes(vision: VisionShape, patches: int) -> int:
+    """Return the bytes of rotary tables of recomputed slices, which gradient checkpointing of the blocks keeps."""
+    return 2 * FP32_BYTES * (vision.hidden // vision.heads) * patches
 
 
 def layer_workspace_bytes(
@@ -156,20 +190,68 @@ def layer_workspace_bytes(
     *,
     checkpointing: bool,
     attention: AttentionMemory = FUSED_ATTENTION,
+    tile_tokens: int = 0,
+    mlp_trained: bool = True,
 ) -> int:
     """Return the workspace of one layer's backward pass: the maximum over decoder layers and vision blocks.
 
-    It holds gradients of the MLP's intermediates (one per matrix) and two layer inputs, and with `checkpointing`
-    the recomputed activations. `patches` is 0 if the vision tower is frozen.
+    It holds gradients within the MLP or attention and two layer inputs, and with `checkpointing` the recomputed
+    activations.
+
+    Args:
+        shape: Shape of the model.
+        dtype_bytes: Size of a number.
+        tokens: Tokens of the sequence.
+        patches: Patches of the frames; 0 if the vision tower is frozen.
+        checkpointing: Whether layers are recomputed.
+        attention: Implementation of attention.
+        tile_tokens: Maximum tokens of a tile of the MLPs; 0: all tokens at once.
+        mlp_trained: Whether gradients of the MLP's weights are summed over tiles.
     """
     text, vision = shape.text, shape.vision
-    decoder = dtype_bytes * (3 * text.intermediate + 2 * text.hidden)
+    norm, decoder = _text_norm(text, dtype_bytes), 0
+    # In float32 the input of a layer's first norm is the layer's saved input itself.
+    first_norm = norm - (FP32_BYTES * text.hidden if dtype_bytes == FP32_BYTES else 0)
+    for linear in (False, True) if text.linear else (False,):
+        mixer = _mixer_bytes(text, dtype_bytes, attention, linear=linear)
+        mlp = _mlp_workspace(text, dtype_bytes, tokens, tile_tokens, trained=mlp_trained)
+        if checkpointing:
+            mlp += tokens * (first_norm + mixer + norm)
+        # The MLP's activations are free before the mixer's backward pass.
+        gradients = _mixer_gradients(text, dtype_bytes, attention, linear=linear)
+        recomputed = first_norm + mixer if checkpointing else 0
+        decoder = max(decoder, mlp, tokens * (gradients + recomputed))
+    decoder += tokens * 2 * dtype_bytes * text.hidden
+    if not checkpointing:
+        decoder -= 0 if is_tiled(tokens, tile_tokens) else tokens * _mlp_bytes(text, dtype_bytes)
     block = dtype_bytes * (vision.mlp_matrices * vision.intermediate + 2 * vision.hidden)
     if checkpointing:
-        kinds = (False, True) if text.linear else (False,)
-        decoder += max(text_layer_bytes(text, dtype_bytes, attention, linear=linear) for linear in kinds)
         block += vision_block_bytes(vision, dtype_bytes)
-    return max(tokens * decoder, patches * block)
+    return max(decoder, patches * block)
+
+
+def is_tiled(tokens: int, tile_tokens: int) -> bool:
+    """Return whether the MLPs of a sequence are computed in tiles."""
+    return 0 < tile_tokens < tokens
+
+
+def _mlp_workspace(text: TextShape, dtype_bytes: int, tokens: int, tile_tokens: int, *, trained: bool) -> int:
+    """Return the bytes of an MLP's activations and of the gradients of two of them at a time.
+
+    A tile also has its input's and output's gradients, and the gradients of trained weights and their float32 sums.
+    """
+    elements = 2 * text.intermediate
+    if not is_tiled(tokens, tile_tokens):
+        return tokens * (_mlp_bytes(text, dtype_bytes) + dtype_bytes * elements)
+    tile = tile_tokens * (_mlp_bytes(text, dtype_bytes) + dtype_bytes * (elements + 2 * text.hidden))
+    return tile + trained * (FP32_BYTES + dtype_bytes) * text.mlp_weights
+
+
+def _mixer_gradients(text: TextShape, dtype_bytes: int, attention: AttentionMemory, *, linear: bool) -> int:
+    """Return the bytes per token of the gradients within attention."""
+    if linear and text.linear:
+        return dtype_bytes * text.linear.conv_dim
+    return attention.gradient_bytes(text, dtype_bytes)
 
 
 def slice_pass_bytes(shape: ModelShape, dtype_bytes: int, patches: int, *, checkpointing: bool) -> int:
