@@ -39,6 +39,10 @@ class StopRequested(Exception):
         self.resume_hint = resume_hint
 
 
+class StepStopped(Exception):
+    """A training step was dropped because a stop was requested; the weights are those before the step."""
+
+
 class Interrupt:
     """Context manager: the first SIGINT or SIGTERM sets `requested`, the second kills the process.
 
