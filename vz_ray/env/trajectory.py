@@ -255,6 +255,8 @@ class Trajectory:
         reward: Reward; None before scoring.
         error: Reason of a failure.
         extra: Additional JSON values, for example the gate decision.
+        teacher_logprobs: `[S]` log-probs of the teacher for the sampled tokens, one per 1 in `loss_mask`; empty
+            without a teacher.
     """
 
     id: EpisodeId
@@ -268,6 +270,7 @@ class Trajectory:
     reward: RewardParts | None = None
     error: str = ""
     extra: dict[str, object] = field(default_factory=dict)
+    teacher_logprobs: tuple[float, ...] = ()
 
     @property
     def contexts(self) -> tuple[TokenContext, ...]:
