@@ -263,7 +263,8 @@ class GrpoRunConfig(RolloutRunConfig):
         if self.teacher.distills_only and self.learner.loss.turn_credit != "none":
             raise InvalidValueError(
                 "learner.loss.turn_credit",
-                f"is {self.learner.loss.turn_credit!r} and teacher.reward_weight is 0; it has no effect, set one of them",
+                f"is {self.learner.loss.turn_credit!r} and teacher.reward_weight is 0; it has no effect, set "
+                "teacher.reward_weight above 0",
                 "teacher.reward_weight",
             )
         # Known names, which `vz-ray plan` accepts, have no files. A run checks its models again before it uses them.

@@ -287,6 +287,15 @@ class Trajectory:
         return tuple(grid for context in self.contexts for grid in context.grids)
 
     @property
+    def compact_ids(self) -> tuple[int, ...]:
+        """The complete conversation as input of an engine, with one image pad per image."""
+        ids = list(self.prompt.compact_ids)
+        for turn in self.turns:
+            ids += turn.action.token_ids
+            ids += turn.observation.compact_ids if turn.observation else ()
+        return tuple(ids)
+
+    @property
     def expanded_ids(self) -> tuple[int, ...]:
         """`[L]`, the complete conversation as input of the learner."""
         ids = list(self.prompt.expanded_ids)

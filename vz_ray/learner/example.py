@@ -180,9 +180,7 @@ def _turn_arrays(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def teacher_logprobs(
-    trajectories: Sequence[Trajectory], examples: Sequence[Example]
-) -> list[NDArray[np.float64]]:
+def teacher_logprobs(trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> list[NDArray[np.float64]]:
     """Return the teacher's log-probs of the sampled tokens of each example, `[S]` each.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from vz_ray.data.task_sampler import StepTaskSampler
@@ -37,6 +37,7 @@ async def collect_batch(
     group_size: int,
     sampling: SamplingParams,
     keep: Callable[[Group], bool],
+    score: Callable[[Group], Awaitable[Group | None]] | None = None,
     extra_samples: int = 0,
 ) -> RolloutBatch:
     """Sample tasks until `batch_size` groups are kept or `max_sampled_tasks` tasks are used.
@@ -53,15 +54,19 @@ async def collect_batch(
         group_size: Trajectories per group.
         sampling: Sampling parameters.
         keep: Return whether a group is informative.
+        score: Return a kept group with the log-probs of a teacher, while others are rolled out; None drops it.
         extra_samples: See `RolloutScheduler.rollout_group`.
     """
-    batch, running = RolloutBatch(), set[asyncio.Task[tuple[Task, Group]]]()
+    batch, running = RolloutBatch(), set[asyncio.Task[tuple[Task, Group, bool]]]()
 
-    async def rollout(task: Task) -> tuple[Task, Group]:
+    async def rollout(task: Task) -> tuple[Task, Group, bool]:
         group = await scheduler.rollout_group(
             task, group_size, sampling, tracker, step=step, extra_samples=extra_samples
         )
-        return task, group
+        if not keep(group):
+            return task, group, False
+        scored = await score(group) if score is not None else group
+        return task, scored or group, scored is not None
 
     def refill() -> None:
         missing = batch_size - len(batch.kept) - len(running)
@@ -76,9 +81,9 @@ async def collect_batch(
             running.clear()
             running.update(pending)
             for finished in done:
-                task, group = finished.result()
+                task, group, kept = finished.result()
                 batch.sampled.append((task, group))
-                if keep(group):
+                if kept:
                     batch.kept.append(group)
             refill()
     finally:

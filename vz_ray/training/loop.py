@@ -25,7 +25,7 @@ from vz_ray.env.trajectory import EpisodeStatus, SamplingParams
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.eval_metrics import step_metrics
 from vz_ray.eval.runner import evaluate
-from vz_ray.learner.advantages import compute_advantages, is_informative
+from vz_ray.learner.advantages import compute_advantages, is_trainable
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger
@@ -34,6 +34,7 @@ from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.batch_collector import RolloutBatch, collect_batch
 from vz_ray.rollout.batch_prefetcher import BatchPrefetcher, staleness_histogram
 from vz_ray.rollout.rollout_metrics import RolloutMetrics
+from vz_ray.rollout.teacher_scorer import teacher_metrics
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.gpu_handover import GpuHandover
@@ -46,6 +47,7 @@ LEARNER_METRICS = {
     "loss": metric_names.LOSS,
     "entropy": metric_names.ENTROPY,
     "kl": metric_names.KL_TO_REFERENCE,
+    "teacher_kl": metric_names.TEACHER_KL,
     "grad_norm": metric_names.GRAD_NORM,
     "skipped": metric_names.SKIPPED_UPDATES,
     "mismatch_abs_max": metric_names.MISMATCH_LOGPROB_MAX,
@@ -108,7 +110,8 @@ async def train(
                 timer = _PhaseTimer(monitor)
                 with timer.phase("rollout"):
                     batch = await next_batch(config, state, run_dir, runtime, prefetcher, interrupt)
-                    check_batch(batch)
+                    check_batch(batch, rewards_needed=not config.teacher.distills_only)
+                    check_teacher(batch, runtime)
                 if config.train.colocate:
                     with timer.phase("sleep"):
                         await handover.give_to_learner(runtime.learner)
@@ -161,6 +164,7 @@ async def record_episodes(
     worker_stats = await runtime.scheduler.pool.worker_stats()
     return {
         **step_metrics(records),
+        **teacher_metrics(batch),
         **rollout_metrics.compute(worker_stats, sum(timer.seconds.values())),
         "data/epoch": state.task_sampler.epoch,
     }
@@ -196,7 +200,8 @@ async def collect_step_batch(config: GrpoRunConfig, state: TrainingState, runtim
         group_size=train_config.group_size,
         extra_samples=train_config.extra_samples,
         sampling=SamplingParams(train_config.temperature, 1.0, config.episode.max_turn_tokens, config.seed),
-        keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
+        keep=lambda group: is_trainable(group, config.learner.loss),
+        score=None if runtime.teacher is None else runtime.teacher.score_group,
     )
 
 
@@ -285,7 +290,7 @@ def episode_records(batch: RolloutBatch, step: int, config: GrpoRunConfig) -> li
     records = []
     for task, group in batch.sampled:
         advantages: list[float] = []
-        if id(group) in kept_groups:
+        if id(group) in kept_groups and len(group.rewards) == len(group.trajectories):
             advantages = [float(value) for value in compute_advantages(group.rewards, estimator)]
         records += [
             EpisodeRecord(task, trajectory, "train", step, advantage)
@@ -294,8 +299,11 @@ def episode_records(batch: RolloutBatch, step: int, config: GrpoRunConfig) -> li
     return records
 
 
-def check_batch(batch: RolloutBatch) -> None:
+def check_batch(batch: RolloutBatch, *, rewards_needed: bool = True) -> None:
     """Check that an episode of the batch succeeded and was scored; otherwise the next batch would fail too.
+
+    Args:
+        rewards_needed: Whether the loss uses the rewards.
 
     Raises:
         UserError: All episodes failed, or none was scored.
@@ -306,10 +314,20 @@ def check_batch(batch: RolloutBatch) -> None:
             f"all {len(trajectories)} episodes of the step failed; the first error: {trajectories[0].error}"
         )
     rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
-    if rewards and not any(reward.valid for reward in rewards):
+    if rewards_needed and rewards and not any(reward.valid for reward in rewards):
         raise UserError(
             f"all {len(rewards)} scored episodes of the step are invalid; the last reason: {rewards[-1].note}"
         )
+
+
+def check_teacher(batch: RolloutBatch, runtime: Runtime) -> None:
+    """Check that the teacher, if there is one, scored a group of the batch.
+
+    Raises:
+        UserError: Every group was left out because its frames cannot be decoded again.
+    """
+    if runtime.teacher is not None and runtime.teacher.last_unreadable and not batch.kept:
+        raise UserError(f"the teacher scored no group of the step; the last reason: {runtime.teacher.last_unreadable}")
 
 
 def check_mismatch(row: Mapping[str, float], config: GrpoRunConfig) -> None:
