@@ -18,8 +18,7 @@ _MISSING = "missing"
 
 @dataclass
 class OnPolicyTeacherConfig(RolloutConfig):
-    """Teacher of on-policy distillation: workers whose engines score the student's episodes. Its keys are those of
-    `rollout`, and the following ones."""
+    """Workers with a teacher that scores the student's episodes: on-policy distillation."""
 
     model: str = ""
     """Checkpoint directory of the teacher, with the tokens and the image grid of `model`; empty: no teacher."""
@@ -63,9 +62,7 @@ def check_shared_tokens(student: str | Path, teacher: str | Path) -> None:
     }.items():
         if ours != theirs:
             raise _mismatch(student, teacher, f"{key} in config.json", ours, theirs)
-    files = [Path(directory) / "tokenizer.json" for directory in (student, teacher)]
-    if files[0].read_bytes() == files[1].read_bytes():
-        return
+    files = (Path(directory) / "tokenizer.json" for directory in (student, teacher))
     vocabularies = [_vocabulary(_read_json(file)) for file in files]
     for token in (token for vocabulary in vocabularies for token in vocabulary):
         ours, theirs = (vocabulary.get(token, _MISSING) for vocabulary in vocabularies)
