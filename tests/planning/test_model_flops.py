@@ -33,7 +33,12 @@ GRIDS = [(1, 16, 32), (1, 20, 12), (1, 2, 2)]
 """Full windows, partial windows, and a single visual token."""
 
 
-SIZES = {"qwen2_5_vl": "Qwen2.5-VL-7B", "qwen3_vl": "Qwen3-VL-8B", "qwen3_5": "Qwen3.5-4B"}
+SIZES = {
+    "qwen2_5_vl": "Qwen2.5-VL-7B",
+    "qwen3_vl": "Qwen3-VL-8B",
+    "qwen3_vl_moe": "Qwen3-VL-30B-A3B",
+    "qwen3_5": "Qwen3.5-4B",
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vz_ray.utils.errors import UserError, join_first
+from vz_ray.weight_sync.weight_source import StoredLayout
 
 Shape = tuple[int, ...]
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -42,7 +43,8 @@ def check_tensor_shapes(directory: str | Path) -> None:
     """
     path = Path(directory)
     model = _meta_model(path)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    layout = StoredLayout(model)
+    expected = {name: layout.shape(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
     stored = _rename_tensors(read_tensor_headers(path), model)
     optional = {name for name, own in model.all_tied_weights_keys.items() if own in stored}
     mismatches = _find_mismatches(expected, stored, optional, model._keys_to_ignore_on_load_unexpected or ())
