@@ -176,7 +176,7 @@ def _tokenizer(family: TinyFamily) -> Any:
 
 
 def test_unknown_family_names_supported_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="family is 'qwen9'; use one of qwen2_5_vl, qwen3_vl, qwen3_5"):
+    with pytest.raises(UserError, match="family is 'qwen9'; use one of qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5"):
         build_tiny_model(tmp_path / "model", ["text"], family="qwen9")
 
 

@@ -46,6 +46,12 @@ def check_tensor_shapes(directory: str | Path) -> None:
     layout = StoredLayout(model)
     expected = {name: layout.shape(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
     stored = _rename_tensors(read_tensor_headers(path), model)
+    for name, tensor in model.state_dict().items():
+        if name in stored and stored[name].shape == tuple(tensor.shape) != expected[name]:
+            raise UserError(
+                f"model {str(path)!r} holds {name} as {list(tensor.shape)}, which is how transformers saves it; released "
+                f"checkpoints and vLLM hold {list(expected[name])}. Exchange the last two dimensions of such tensors."
+            )
     optional = {name for name, own in model.all_tied_weights_keys.items() if own in stored}
     mismatches = _find_mismatches(expected, stored, optional, model._keys_to_ignore_on_load_unexpected or ())
     if mismatches:

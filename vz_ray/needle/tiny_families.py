@@ -331,7 +331,7 @@ class TinyQwen3VLMoe(TinyQwen3VL):
         return super()._text_fields(config) | {
             "num_experts": 8,
             "num_experts_per_tok": 2,
-            "moe_intermediate_size": config.intermediate_size // 4,
+            "moe_intermediate_size": 3 * config.hidden_size // 4,
             "norm_topk_prob": True,
             "mlp_only_layers": [1],
         }
