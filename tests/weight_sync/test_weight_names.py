@@ -38,7 +38,6 @@ def single_process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         init_distributed_environment,
         initialize_model_parallel,
     )
-
     from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 
     store = tmp_path_factory.mktemp("group") / "store"

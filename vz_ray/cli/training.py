@@ -32,7 +32,7 @@ def synth(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
 @app.command(rich_help_panel="Training")
 def base(
     out: Annotated[Path, typer.Option(help="Output directory; it must not exist.")],
-    family: Annotated[str, typer.Option(help="Model family: qwen2_5_vl, qwen3_vl, qwen3_vl_moe or qwen3_5.")] = "qwen2_5_vl",
+    family: Annotated[str, typer.Option(help="qwen2_5_vl, qwen3_vl, qwen3_vl_moe or qwen3_5.")] = "qwen2_5_vl",
     steps: Annotated[int, typer.Option(help="Optimizer steps; 0 uses the family's default.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of weights and training data.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,

@@ -49,8 +49,9 @@ def check_tensor_shapes(directory: str | Path) -> None:
     for name, tensor in model.state_dict().items():
         if name in stored and stored[name].shape == tuple(tensor.shape) != expected[name]:
             raise UserError(
-                f"model {str(path)!r} holds {name} as {list(tensor.shape)}, which is how transformers saves it; released "
-                f"checkpoints and vLLM hold {list(expected[name])}. Exchange the last two dimensions of such tensors."
+                f"model {str(path)!r} holds {name} as {list(tensor.shape)}, which is how transformers saves it; "
+                f"released checkpoints and vLLM hold {list(expected[name])}. Exchange the last two dimensions of such "
+                "tensors."
             )
     optional = {name for name, own in model.all_tied_weights_keys.items() if own in stored}
     mismatches = _find_mismatches(expected, stored, optional, model._keys_to_ignore_on_load_unexpected or ())

@@ -3,7 +3,8 @@
 Counted operation by operation for HF's models with the learner's settings: attention that saves its
 output and one float32 per row and head (`vz_ray.learner.attention`, `vz_ray.learner.vision_tower`), norms
 that compute in float32 and save that copy, an MLP that saves four intermediates (two without a gate), experts
-by grouped matrix products, and log-probs by `vz_ray.learner.logprobs`. `dtype_bytes` is the size of a number: 2 in bfloat16, 4 in float32.
+by grouped matrix products, and log-probs by `vz_ray.learner.logprobs`. `dtype_bytes` is the size of a
+number: 2 in bfloat16, 4 in float32.
 """
 
 from __future__ import annotations
