@@ -1,7 +1,7 @@
 """Agent that follows directives in its question: the real engine with a forced sampler.
 
 A question such as `{zoom 8 12 2} {zoom 20 24 1} {answer B}` has one turn per directive. `{think 40}` adds
-40 words of reasoning to the next turn.
+40 words of reasoning to the next turn. `{quote B}` quotes an answer in reasoning that never ends.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ def parse_directives(question: str) -> list[str]:
             }
             if len(numbers) > 3:
                 call = {"video": int(numbers[3]), **call}
-            action = f"<video_zoom>{json.dumps(call)}</video_zoom>"
+            action = f"</think><video_zoom>{json.dumps(call)}</video_zoom>"
+        elif directive == "quote":
+            action = f" <answer>{arguments.strip()}</answer>"
         else:
-            action = f"<answer>{arguments.strip()}</answer>"
-        turns.append(f"<think>{thought}</think>{action}")
+            action = f"</think><answer>{arguments.strip()}</answer>"
+        turns.append(f"<think>{thought}{action}")
         thought = "see"
     return turns
 
@@ -54,6 +56,8 @@ class DirectiveEngine(VllmEngine):
         if directed and turn:
             turns = [*parse_directives(directed[-1]), "<think>see</think><answer>A</answer>"]
             text = turns[min(int(turn[1]), len(turns) - 1)]
+            if prompt.in_reasoning:
+                text = text.removeprefix("<think>")
             ids = self._encoder.encode(text, add_special_tokens=False)
             params.extra_args = {FORCED: [*ids, self._encoder.convert_tokens_to_ids("<|im_end|>")]}
         return await super()._generate(prompt, params, request_id, **options)

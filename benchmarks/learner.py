@@ -41,7 +41,7 @@ import torch
 from benchmarks.learner_baselines import PaddedStep, TrlStep, first_update_inputs
 from benchmarks.learner_batch import LearnerBatch, load_model, make_group, wrap_policy
 from benchmarks.workload import Workload
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.grpo_loss import grpo_loss
 from vz_ray.learner.image_inputs import in_memory_pixels

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.learner_batch import LearnerBatch
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.learner.batch import mrope_positions
 from vz_ray.learner.example import Example, SpecialTokenIds
 from vz_ray.learner.grpo_loss import LossInputs, grpo_loss
@@ -117,7 +117,8 @@ class PaddedStep:
 def first_update_inputs(part: dict[str, Any], logprobs: Tensor) -> LossInputs:
     """Return the inputs of the first update: old log-probs equal the current ones; the reference's are 0."""
     old = logprobs.detach()
-    return LossInputs(part["advantage"], part["weight"], part["mask"], old, old * float("nan"), old * 0.0)
+    advantages, weights = part["advantage"][:, None], part["weight"][:, None]
+    return LossInputs(advantages, weights, part["mask"], old, old * float("nan"), old * 0.0)
 
 
 class TrlStep:

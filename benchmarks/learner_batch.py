@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from benchmarks.workload import Workload
+from vz_ray.learner.advantages import compute_advantages
 from vz_ray.learner.example import Example, SpecialTokenIds
-from vz_ray.learner.grpo_loss import compute_advantages, loss_weights
+from vz_ray.learner.grpo_loss import loss_weights
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import common_prefix_length
 from vz_ray.learner.policy_model import PolicyModel, load_pretrained
@@ -112,6 +113,7 @@ def _sample(
         group_id="group",
         token_ids=np.asarray(ids, dtype=np.int64),
         sampled_positions=np.asarray(sampled, dtype=np.int64),
+        turn_lengths=np.asarray(shape["turn_tokens"], dtype=np.int64),
         engine_logprobs=np.full(count, np.nan, dtype=np.float32),
         temperature=np.ones(count, dtype=np.float32),
         weight_versions=np.zeros(count, dtype=np.int64),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vz_ray.config import ConfigError, load_config, to_yaml
-from vz_ray.config.fields import InvalidValueError, derived, set_derived_values
+from vz_ray.config.fields import InvalidValueError, Section, choice, derived, set_derived_values
 from vz_ray.config.load import list_keys, restore_config
 
 
@@ -177,3 +177,16 @@ def test_keys_are_listed_in_order():
         "learner.clip.low",
         "learner.clip.high",
     ]
+
+
+@dataclass
+class Mode(Section):
+    mode: str = choice("auto", "on", "off")
+    other: str = choice("a", "b")
+
+
+def test_unquoted_on_and_off_are_choices(write):
+    assert [load_config(Mode, None, [f"mode={value}"]).mode for value in ("on", "off", "auto")] == ["on", "off", "auto"]
+    assert load_config(Mode, write("mode: off")).mode == "off"
+    with pytest.raises(ConfigError, match=r"other is 'True'; it must be one of a, b"):
+        load_config(Mode, None, ["other=on"])

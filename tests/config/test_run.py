@@ -105,3 +105,22 @@ def test_colocated_ranks_and_engines_request_half_a_gpu() -> None:
 def test_quickstart_rejects_colocation() -> None:
     with pytest.raises(ConfigError, match=r"train\.colocate is true; the quickstart .* must be false"):
         load_config(QuickstartConfig, "conf/quickstart.yaml", ["train.colocate=true"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learner.loss.turn_credit=shaped"], r"learner\.loss\.turn_credit is 'shaped' and all weights .* are 0"),
+        (
+            ["reward.turns.new_time=0.2"],
+            r"reward\.turns\.new_time is 0\.2 and learner\.loss\.turn_credit is 'none'; .* shaped or returns",
+        ),
+        (["learner.loss.rejection=icepop"], r"learner\.loss\.rejection is 'icepop'; it must be one of none, token"),
+        (["learner.loss.rejection_low=0.5"], r"learner\.loss\.rejection_low is 0\.5 and rejection is 'none'"),
+        (["learner.old_logprobs=engine", "learner.loss.tis_cap=2"], r"learner\.old_logprobs is 'engine', so that"),
+    ],
+)
+def test_loss_keys_without_effect_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(GrpoRunConfig, None, overrides)
+    load_config(GrpoRunConfig, None, ["learner.loss.turn_credit=returns", "reward.turns.valid_zoom=0.1"])

@@ -15,7 +15,7 @@ from benchmarks.random_checkpoint import ModelSize, write_random_checkpoint
 from tests.learner.rank_worker import small_config
 from tests.learner.training_data import TrainingData, make_training_data
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.families import load_model_shape, processor_max_pixels
 from vz_ray.learner.trainer import Trainer

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tests.learner.rank_worker import parameters, small_config, small_training_data
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.task import AnswerType, Task
 from vz_ray.learner import checkpoint, checkpoint_files

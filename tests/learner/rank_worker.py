@@ -1,6 +1,6 @@
 """One rank of a learner in a process without Ray, and the launcher of two ranks.
 
-python -m tests.learner.rank_worker MODEL OUT STAGE SCENARIO...
+python -m tests.learner.rank_worker MODEL OUT STAGE SEQUENCE_PARALLEL_SIZE SCENARIO...
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from tests.learner.training_data import TrainingData, make_training_data, make_varied_data
-from vz_ray.config.learner import LearnerConfig, LoraConfig, LossConfig, OptimizerConfig
+from vz_ray.config.learner import LearnerConfig, LoraConfig, OptimizerConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.env.trajectory import SampledAction, Trajectory
 from vz_ray.learner.distributed import shutdown_distributed
 from vz_ray.learner.trainer import Trainer
@@ -173,12 +174,15 @@ def adapters(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
     return report
 
 
-def run_two_ranks(data: TrainingData, out: Path, stage: int, *scenarios: str, device: str = "cpu") -> dict[str, Any]:
+def run_two_ranks(
+    data: TrainingData, out: Path, stage: int, *scenarios: str, device: str = "cpu", sequence_parallel: int = 1
+) -> dict[str, Any]:
     """Run scenarios on two ranks in processes of their own, on `cpu` or two GPUs; return rank 0's report."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
     quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     on_cpu = {"CUDA_VISIBLE_DEVICES": "", "LOCAL_RANK": "0"} if device == "cpu" else {}
     command = [sys.executable, "-m", "tests.learner.rank_worker", str(data.model), str(out), str(stage)]
+    command.append(str(sequence_parallel))
     processes = [
         subprocess.Popen(
             [*command, *scenarios],
@@ -208,8 +212,11 @@ def assert_close_metrics(got: dict[str, float], expected: dict[str, float]) -> N
         assert got[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
 
 
-def main(model: str, out: str, stage: str, *scenarios: str) -> None:
-    trainer = Trainer(small_config(model, int(stage), gradient_checkpointing=stage == "3"))
+def main(model: str, out: str, stage: str, sequence_parallel: str, *scenarios: str) -> None:
+    # Slices of one or two frames: ranks with fewer frames must make as many passes of the vision tower as the others.
+    less_memory = {"gradient_checkpointing": True, "vision_slice_patches": 12} if stage == "3" else {}
+    ranks = {"world_size": 2, "sequence_parallel_size": int(sequence_parallel)}
+    trainer = Trainer(small_config(model, int(stage), **ranks, **less_memory))
     data = small_training_data(model)
     report = {name: globals()[name](trainer, data, Path(out)) for name in scenarios}
     (Path(out) / f"report-{trainer.rank_info.rank}.json").write_text(json.dumps(report))

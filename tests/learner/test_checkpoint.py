@@ -15,7 +15,7 @@ import torch
 from tests.learner.crash_worker import CRASH_POINTS, POINTS_AFTER_SAVE, TrainingJob, read_output, run_job
 from tests.learner.rank_worker import different_weights, parameters, small_config
 from tests.learner.training_data import TrainingData, small_model
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.learner.checkpoint import (
     FORMAT,
     CheckpointError,

@@ -21,7 +21,8 @@ from tests.learner.rank_worker import (
     small_config,
 )
 from tests.learner.training_data import TrainingData
-from vz_ray.config.learner import LearnerConfig, LoraConfig, LossConfig, OptimizerConfig
+from vz_ray.config.learner import LearnerConfig, LoraConfig, OptimizerConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.learner.policy_model import PolicyModel, load_pretrained
 from vz_ray.learner.trainer import Trainer
 from vz_ray.utils.errors import UserError

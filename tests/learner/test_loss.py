@@ -10,21 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, RewardParts, TokenContext, Trajectory
-from vz_ray.learner.grpo_loss import (
-    LossInputs,
-    clipped_policy_loss,
-    compute_advantages,
-    engine_mismatch,
-    grpo_loss,
-    importance_ratio,
-    is_informative,
-    loss_weights,
-    low_variance_kl,
-    sequence_mismatch,
-    truncated_importance_weights,
-)
+from vz_ray.learner.advantages import compute_advantages, is_informative
+from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
+from vz_ray.learner.grpo_metrics import engine_mismatch, sequence_mismatch
+from vz_ray.learner.kl import low_variance_kl
+from vz_ray.learner.off_policy import truncated_importance_weights
+from vz_ray.learner.policy_loss import clipped_policy_loss, importance_ratio
 
 LENGTHS = [3, 5, 1]
 LOSS_CONFIGS = [
@@ -65,8 +58,8 @@ def random_batch(seed: int = 0) -> tuple[torch.Tensor, LossInputs]:
     shape = (3, 5)
     mask = (torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]).float()
     new, old, engine, reference = (-3 * torch.rand(shape, generator=g) * mask for _ in range(4))
-    weight = torch.tensor(loss_weights(LENGTHS, "sequence_mean", 1))
-    return new, LossInputs(torch.tensor([1.0, -2.0, 0.5]), weight, mask, old, engine, reference)
+    weight = torch.tensor(loss_weights(LENGTHS, "sequence_mean", 1))[:, None]
+    return new, LossInputs(torch.tensor([[1.0], [-2.0], [0.5]]), weight, mask, old, engine, reference)
 
 
 def test_advantages_are_centered_and_scaled() -> None:
@@ -87,14 +80,7 @@ def test_uninformative_groups_are_detected() -> None:
 def test_grpo_loss_matches_a_loop_over_tokens(config: LossConfig) -> None:
     new, inputs = random_batch()
     weights = loss_weights(LENGTHS, config.aggregation, 7)
-    inputs = LossInputs(
-        inputs.advantages,
-        torch.tensor(weights),
-        inputs.mask,
-        inputs.old_logprobs,
-        inputs.engine_logprobs,
-        inputs.ref_logprobs,
-    )
+    inputs = replace(inputs, weights=torch.tensor(weights)[:, None])
     entropy = torch.rand(3, 5, generator=torch.Generator().manual_seed(9)) * inputs.mask
     loss, sums = grpo_loss(new, entropy, inputs, config)
     assert loss.item() == pytest.approx(loss_by_loop(new, entropy, inputs, config), rel=1e-5)
@@ -104,7 +90,7 @@ def test_grpo_loss_matches_a_loop_over_tokens(config: LossConfig) -> None:
 def loss_by_loop(new: torch.Tensor, entropy: torch.Tensor, inputs: LossInputs, config: LossConfig) -> float:
     trajectories = []
     for b, length in enumerate(LENGTHS):
-        advantage = float(inputs.advantages[b])
+        advantage = float(inputs.advantages[b, 0])
         logs = [float(new[b, t] - inputs.old_logprobs[b, t]) for t in range(length)]
         tokens = []
         for t in range(length):
@@ -126,7 +112,7 @@ def loss_by_loop(new: torch.Tensor, entropy: torch.Tensor, inputs: LossInputs, c
 
 def test_clipping_is_asymmetric_and_stops_the_gradient() -> None:
     ratio = torch.tensor([[0.7, 1.1, 1.4], [0.7, 1.1, 1.4]], requires_grad=True)
-    loss = clipped_policy_loss(ratio, torch.tensor([1.0, -1.0]), 0.2, 0.27)
+    loss = clipped_policy_loss(ratio, torch.tensor([[1.0], [-1.0]]), 0.2, 0.27)
     torch.testing.assert_close(loss.detach(), torch.tensor([[-0.7, -1.1, -1.27], [0.8, 1.1, 1.4]]))
     loss.sum().backward()
     assert ratio.grad is not None
@@ -160,9 +146,9 @@ def test_aggregations_by_hand(aggregation: str, expected: dict[str, Any]) -> Non
     """Trajectories of 1 and 3 tokens; slopes are derivatives by the first log-prob of each."""
     config = LossConfig(aggregation=aggregation, fixed_length=5, kl_coef=0.0, entropy_coef=0.0)
     new = float64_tensor([[-1.0, 0.0, 0.0], [-1.0, -2.0, -3.0]], grad=True)
-    weight = torch.tensor(loss_weights([1, 3], aggregation, 5), dtype=torch.float64)
+    weight = torch.tensor(loss_weights([1, 3], aggregation, 5), dtype=torch.float64)[:, None]
     mask = float64_tensor([[1, 0, 0], [1, 1, 1]])
-    advantage = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    advantage = float64_tensor([[1.0], [-1.0]])
     loss, _ = grpo_loss(
         new,
         torch.zeros_like(new),
@@ -181,8 +167,8 @@ def test_sequence_ratio_by_hand() -> None:
     new = float64_tensor([[-1.0, -2.0]], grad=True)
     config = LossConfig(importance_sampling_level="sequence", clip_ratio_high=0.3, kl_coef=0.0, entropy_coef=0.0)
     inputs = LossInputs(
-        float64_tensor([[2.0]])[0],
-        float64_tensor([[0.5]])[0],
+        float64_tensor([[2.0]]),
+        float64_tensor([[0.5]]),
         float64_tensor([[1, 1]]),
         float64_tensor([[-1.1, -2.3]]),
         new,
@@ -203,7 +189,7 @@ def test_importance_weights_scale_loss_and_gradient() -> None:
     """Importance weights e^0.4 and e; the cap of 1.5 applies to the second."""
     new, engine = float64_tensor([[-1.0, -2.0]], grad=True), float64_tensor([[-1.4, -3.0]], grad=True)
     config = LossConfig(tis_cap=1.5, kl_coef=0.0, entropy_coef=0.0)
-    unit = float64_tensor([[1.0]])[0]
+    unit = float64_tensor([[1.0]])
     loss, _ = grpo_loss(
         new,
         torch.zeros_like(new),
@@ -219,9 +205,7 @@ def test_importance_weights_scale_loss_and_gradient() -> None:
 def test_entropy_is_rewarded_by_hand() -> None:
     new, entropy = float64_tensor([[-1.0, -1.0]]), float64_tensor([[0.5, 2.0]], grad=True)
     config = LossConfig(entropy_coef=0.1, kl_coef=0.0)
-    inputs = LossInputs(
-        float64_tensor([[0.0]])[0], float64_tensor([[0.5]])[0], float64_tensor([[1, 1]]), new, new, None
-    )
+    inputs = LossInputs(float64_tensor([[0.0]]), float64_tensor([[0.5]]), float64_tensor([[1, 1]]), new, new, None)
     loss, _ = grpo_loss(new, entropy, inputs, config)
     assert loss.item() == pytest.approx(-0.1 * (0.5 + 2.0) / 2)
     loss.backward()
@@ -235,7 +219,7 @@ def test_gradient_matches_finite_differences(config: LossConfig) -> None:
     new, inputs = random_batch(3)
     doubled = [t.double() for t in (inputs.advantages, inputs.mask, inputs.old_logprobs, inputs.engine_logprobs)]
     advantage, mask, old, engine = doubled
-    weight = torch.tensor(loss_weights(LENGTHS, config.aggregation, 7), dtype=torch.float64)
+    weight = torch.tensor(loss_weights(LENGTHS, config.aggregation, 7), dtype=torch.float64)[:, None]
     assert inputs.ref_logprobs is not None
     fixed = LossInputs(advantage, weight, mask, old, engine, inputs.ref_logprobs.double())
     entropy = torch.rand(3, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * mask
@@ -267,7 +251,8 @@ def test_kl_estimate_is_never_negative() -> None:
 def test_importance_weights_are_truncated_and_default_to_1() -> None:
     old = torch.tensor([[0.0, -1.0, -1.0]])
     engine = torch.tensor([[-3.0, -0.5, float("nan")]])
-    assert truncated_importance_weights(old, engine, 2.0).tolist()[0] == pytest.approx([2.0, math.exp(-0.5), 1.0])
+    weights = truncated_importance_weights(old, engine, 2.0, torch.ones_like(old))
+    assert weights.tolist()[0] == pytest.approx([2.0, math.exp(-0.5), 1.0])
 
 
 def test_extreme_logprobs_stay_finite() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.learner.rank_worker import parameters, small_config
 from tests.learner.training_data import TrainingData, make_training_data
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.learner.trainer import Trainer
 from vz_ray.video.frame import RGB, FrameRef
 

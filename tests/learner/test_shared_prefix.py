@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.learner.training_data import TrainingData, make_varied_data
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
+from vz_ray.learner.advantages import compute_advantages
 from vz_ray.learner.batch import collate, collate_on_host
 from vz_ray.learner.example import Example, encode_trajectory
 from vz_ray.learner.frame_cache import FeatureCache
-from vz_ray.learner.grpo_loss import LossInputs, compute_advantages, grpo_loss, loss_weights
+from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
 from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree, plan_micro_batches
@@ -27,6 +29,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 @pytest.fixture(autouse=True)
 def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    remove_float32_rounding(monkeypatch)
+
+
+def remove_float32_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the float32 rounding of HF's norms, router and vision rotary embedding in float64 models.
 
     Grouped products of experts have no float64 kernel; transformers' fallback has one.
@@ -72,9 +78,11 @@ def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 class GradientCheck:
     """A policy and data; computes loss and gradients for a given packing."""
 
-    def __init__(self, model: Path, dtype: torch.dtype, seed: int = 0, checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: Path, dtype: torch.dtype, seed: int = 0, checkpointing: bool = False, slice_patches: int = 0
+    ) -> None:
         self.data: TrainingData = make_varied_data(model, groups=2, samples=5, seed=seed)
-        self.policy = PolicyModel.from_pretrained(model, dtype, chunk=9).train()
+        self.policy = PolicyModel.from_pretrained(model, dtype, chunk=9, vision_slice_patches=slice_patches).train()
         if checkpointing:
             self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
         self.spec = ImageSpec.from_pretrained(model)
@@ -87,7 +95,7 @@ class GradientCheck:
         rng = np.random.default_rng(seed)
         self.drift = [rng.normal(0, 0.3, (2, len(e.sampled_positions))) for e in self.examples]
 
-    def run(self, batches: list[list[PrefixTree]], **options: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    def run(self, batches: list[list[PrefixTree]], **options: Any) -> tuple[float, dict[str, torch.Tensor]]:
         """Return the GRPO loss with clipping, KL and entropy, and its gradients by parameter."""
         self.policy.zero_grad()
         total = 0.0
@@ -109,6 +117,9 @@ class GradientCheck:
             total += loss.item()
         return total, {n: p.grad.clone() for n, p in self.policy.named_parameters() if p.grad is not None}
 
+    def run_shared(self, **options: Any) -> tuple[float, dict[str, torch.Tensor]]:
+        return self.run(self.shared(), **options)
+
     def given(self, batch, logprobs: torch.Tensor) -> LossInputs:
         """Return loss inputs with old and reference log-probs as after a few updates."""
         drift = torch.zeros(2, *logprobs.shape, dtype=logprobs.dtype)
@@ -116,8 +127,8 @@ class GradientCheck:
             drift[:, row, : len(self.examples[index].sampled_positions)] = torch.from_numpy(self.drift[index])
         fixed = torch.round(logprobs.detach(), decimals=3)
         return LossInputs(
-            advantages=torch.tensor([self.advantage[i] for i in batch.indices], dtype=logprobs.dtype),
-            weights=torch.tensor([self.weight[i] for i in batch.indices], dtype=logprobs.dtype),
+            advantages=torch.tensor([[self.advantage[i]] for i in batch.indices], dtype=logprobs.dtype),
+            weights=torch.tensor([[self.weight[i]] for i in batch.indices], dtype=logprobs.dtype),
             mask=batch.mask.to(logprobs.dtype),
             old_logprobs=fixed + drift[0],
             engine_logprobs=batch.engine_logprobs,
@@ -162,6 +173,14 @@ def test_shared_prefix_keeps_loss_and_gradient(family_model: Path, dtype: torch.
 def test_shared_prefix_works_with_gradient_checkpointing(family_model: Path) -> None:
     setup = GradientCheck(family_model, torch.float64, checkpointing=True)
     assert_equal(setup.run(setup.shared()), GradientCheck(family_model, torch.float64).run(setup.alone()), 1e-9)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_vision_slices_keep_loss_and_gradient(family_model: Path, dtype: torch.dtype, checkpointing: bool) -> None:
+    whole = GradientCheck(family_model, dtype)
+    sliced = GradientCheck(family_model, dtype, checkpointing=checkpointing, slice_patches=20)
+    assert_equal(sliced.run(sliced.shared()), whole.run(whole.shared()), TOLERANCE[dtype])
 
 
 def test_packing_without_sharing_keeps_loss_and_gradient(model: Path) -> None:

@@ -20,7 +20,8 @@ from tests.learner.rank_worker import (
     with_bad_trajectory,
 )
 from tests.learner.training_data import TrainingData
-from vz_ray.config.learner import LossConfig, OptimizerConfig
+from vz_ray.config.learner import OptimizerConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.env.trajectory import Group
 from vz_ray.learner.replay import BATCH, MODEL, STEP, SkippedBatch, describe_replay, replay_update
 from vz_ray.learner.trainer import Trainer

@@ -24,7 +24,8 @@ from tests.learner.rank_worker import (
 )
 from tests.learner.training_data import TrainingData
 from tests.rollout.hf_reference import HfReference
-from vz_ray.config.learner import LearnerConfig, LossConfig, OptimizerConfig
+from vz_ray.config.learner import LearnerConfig, OptimizerConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.learner import checkpoint, train_engine
 from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
 from vz_ray.learner.policy_model import PolicyModel
@@ -47,17 +48,27 @@ def single_rank(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize(
-    ("stage", "device"), [(0, "cpu"), (2, "cpu"), (3, "cpu"), pytest.param(3, "cuda", marks=pytest.mark.gpu(2))]
+    ("stage", "shards", "device"),
+    [
+        (0, 1, "cpu"),
+        (2, 1, "cpu"),
+        (3, 1, "cpu"),
+        (3, 2, "cpu"),
+        pytest.param(0, 2, "cpu", marks=pytest.mark.slow),
+        pytest.param(3, 1, "cuda", marks=pytest.mark.gpu(2)),
+        pytest.param(3, 2, "cuda", marks=pytest.mark.gpu(2)),
+    ],
 )
 def test_two_ranks_match_one_rank(
-    data: TrainingData, single_rank: tuple[dict[str, Any], Path], tmp_path: Path, stage: int, device: str
+    data: TrainingData, single_rank: tuple[dict[str, Any], Path], tmp_path: Path, stage: int, shards: int, device: str
 ) -> None:
     """SFT and GRPO steps, ranks without images or trajectories, resume, export.
 
-    Metrics and weights agree up to the order of additions, under ZeRO-3 with gradient checkpointing too.
+    Metrics and weights agree up to the order of additions: under ZeRO-3 with gradient checkpointing and slices of the
+    vision tower too, and if two ranks share each sequence.
     """
     expected, reference = single_rank
-    got = run_two_ranks(data, tmp_path, stage, *SCENARIOS, device=device)
+    got = run_two_ranks(data, tmp_path, stage, *SCENARIOS, device=device, sequence_parallel=shards)
     assert_same_gradients(tmp_path / "gradients-1.npz", reference / "gradients-0.npz")
     assert_close_metrics(got["gradients"], expected["gradients"])
     for scenario in ("learn", "imageless"):

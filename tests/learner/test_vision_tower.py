@@ -10,7 +10,7 @@ import torch
 
 from vz_ray.families import load_model_shape
 from vz_ray.learner.policy_model import load_pretrained
-from vz_ray.learner.vision_tower import optimize_vision_tower, vision_tables
+from vz_ray.learner.vision_tower import optimize_vision_tower, slice_frames, vision_tables
 
 # One window, several with partial edges, tall, wide; repeated and mixed.
 GRIDS = [(1, 2, 2), (1, 2, 2), (1, 12, 20), (1, 6, 2), (1, 8, 8), (1, 2, 2), (1, 2, 22)]
@@ -54,6 +54,21 @@ def test_index_tables_match_transformers(model: Path) -> None:
     assert torch.equal(tables["position_ids"], get_vision_position_ids(grids, 2))
     assert torch.equal(tables["cu_seqlens"], get_vision_cu_seqlens(grids))
     assert tables["max_window_seqlen"] == 64
+
+
+@pytest.mark.parametrize(
+    ("max_patches", "expected"),
+    [
+        (0, [(0, 5)]),
+        (100, [(0, 5)]),
+        (20, [(0, 2), (2, 3), (3, 5)]),  # frame 2 has 64 patches
+        (1, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]),
+        (84, [(0, 4), (4, 5)]),
+    ],
+)
+def test_slices_hold_at_most_the_maximum_or_one_frame(max_patches: int, expected: list[tuple[int, int]]) -> None:
+    grids = np.array([(1, 2, 4), (1, 2, 4), (1, 8, 8), (1, 2, 2), (1, 2, 4)])
+    assert [(part.start, part.stop) for part in slice_frames(grids, max_patches)] == expected
 
 
 def test_weights_keep_their_names(model: Path) -> None:

@@ -63,14 +63,14 @@ _SIDE = 8
 """Side of a frame in patches."""
 
 
-def wide_policy(model_type: str, dtype: torch.dtype, *, chunk: int = 64) -> PolicyModel:
+def wide_policy(model_type: str, dtype: torch.dtype, *, chunk: int = 64, slice_patches: int = 0) -> PolicyModel:
     """Return a model of a family with random weights, in training mode."""
     from transformers import AutoModelForImageTextToText
 
     torch.manual_seed(0)
     config = hf_config(WIDE_SHAPES[model_type])
     hf = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    policy = PolicyModel(hf, _TOKENS, chunk=chunk).train()
+    policy = PolicyModel(hf, _TOKENS, chunk=chunk, vision_slice_patches=slice_patches).train()
     assert policy.shape == WIDE_SHAPES[model_type]
     return policy
 

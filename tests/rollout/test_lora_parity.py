@@ -9,7 +9,8 @@ import pytest
 from tests.learner.rank_worker import ADAPTERS, small_config
 from tests.learner.training_data import make_training_data
 from tests.rollout.hf_reference import HfReference, build_tiny_checkpoint, frame, max_abs_diff
-from vz_ray.config.learner import LossConfig, OptimizerConfig
+from vz_ray.config.learner import OptimizerConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.learner.trainer import Trainer

@@ -175,6 +175,20 @@ def test_episode_result_of_answered_episodes():
     assert episode_result(played(EpisodeStatus.ANSWERED, turn("x"), answer="A", extra=gated), 3).gated
 
 
+@pytest.mark.parametrize(
+    ("text", "content", "reasoning"),
+    [
+        ("<think>so</think>\n\nonly words", "only words", "so"),
+        ("<think>so <answer>A</answer>", "", "so <answer>A</answer>"),
+        ("<think>so</think><video_zoom>{}</video_zoom>", "", "so"),
+    ],
+)
+def test_text_without_an_answer_excludes_reasoning(text, content, reasoning):
+    result = episode_result(played(EpisodeStatus.NO_ANSWER, turn(text)), 3)
+    assert isinstance(result, RequestCompleted)
+    assert (result.text, result.reasoning) == (content, reasoning)
+
+
 def test_failure_hides_paths():
     extra = {"model_message": "the video is missing"}
     failed = episode_result(played(EpisodeStatus.FAILED, error="/srv/v.mp4: no such file", extra=extra), 3)

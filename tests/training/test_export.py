@@ -12,7 +12,7 @@ import pytest
 from tests.command_line import run_command
 from tests.learner.rank_worker import small_config, small_training_data
 from tests.learner.training_data import TrainingData, small_model
-from vz_ray.config.learner import LossConfig
+from vz_ray.config.loss import LossConfig
 from vz_ray.learner.checkpoint_files import MANIFEST, CheckpointError
 from vz_ray.learner.export import export_checkpoint
 from vz_ray.learner.trainer import Trainer

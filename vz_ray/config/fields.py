@@ -109,7 +109,13 @@ class Section:
             if _RANGE in item.metadata and value is not None:
                 check_range(self, item.name, item.metadata[_RANGE])
             elif _CHOICES in item.metadata:
-                check_choice(item.name, value, item.metadata[_CHOICES])
+                choices = item.metadata[_CHOICES]
+                # YAML reads unquoted `on` and `off` as true and false.
+                name = {"True": "on", "False": "off"}.get(str(value))
+                if name in choices:
+                    setattr(self, item.name, name)
+                else:
+                    check_choice(item.name, value, choices)
 
 
 def check_range(section: object, key: str, allowed: NumberRange) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vz_ray.config.fields import InvalidValueError, Section, choice, derived, number
+from vz_ray.config.loss import LossConfig
 from vz_ray.config.timeouts import timeout
 from vz_ray.utils.errors import UserError
 
@@ -33,35 +34,6 @@ class OptimizerConfig(Section):
     """Decoupled weight decay."""
     max_grad_norm: float = number(1.0, minimum=0)
     """Maximum global 2-norm of the gradient; 0 disables clipping."""
-
-
-@dataclass
-class LossConfig(Section):
-    """Policy loss, KL and entropy terms."""
-
-    importance_sampling_level: str = choice("token", "sequence")
-    """`token`: one importance ratio per token (GRPO); `sequence`: the geometric mean of a trajectory's ratios
-    (GSPO)."""
-    aggregation: str = choice("sequence_mean", "token_mean", "fixed_length")
-    """`sequence_mean`: mean over a trajectory's sampled tokens, then over trajectories (the paper);
-    `token_mean`: mean over all tokens (DAPO); `fixed_length`: sum over tokens / `fixed_length`, mean over
-    trajectories (Dr.GRPO)."""
-    fixed_length: int = number(4096, above=0)
-    """Divisor of `fixed_length`."""
-    advantage_estimator: str = choice("grpo", "dr_grpo")
-    """`grpo`: (r - mean) / (std + 1e-6) within the group; `dr_grpo`: r - mean."""
-    min_reward_std: float = number(1e-4, minimum=0)
-    """Minimum standard deviation of a group's rewards; other groups are dropped."""
-    clip_ratio_low: float = number(0.2, above=0)
-    """Clip range of the importance ratio below 1."""
-    clip_ratio_high: float = number(0.27, above=0)
-    """Clip range of the importance ratio above 1."""
-    kl_coef: float = number(0.001, minimum=0)
-    """Coefficient of the low-variance KL to the reference model; 0 loads no reference model."""
-    entropy_coef: float = number(0.001, minimum=0)
-    """Coefficient of the entropy bonus."""
-    tis_cap: float | None = number(None, above=0)
-    """Cap C of the truncated importance weight min(exp(old - engine), C); null disables the weight."""
 
 
 @dataclass
@@ -125,6 +97,9 @@ class LearnerConfig(Section):
     """Checkpoint directory of the reference model; default `model`."""
     world_size: int = number(1, minimum=1)
     """Processes, one per GPU."""
+    sequence_parallel_size: int = number(1, minimum=1)
+    """Ranks that share each sequence: each holds a part of its tokens in all layers, and computes attention for a
+    part of the heads (Ulysses). Divides `world_size` and the heads of the model."""
     zero_stage: int = number(3, minimum=0, maximum=3)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimizer, 2 also gradients, 3 also weights."""
     offload: str = choice("none", "optimizer", "all")
@@ -142,6 +117,9 @@ class LearnerConfig(Section):
     """Low-rank adapters."""
     micro_batch_tokens: int = number(32_768, minimum=1)
     """Maximum tokens of one forward pass, without padding; a shared prefix counts once."""
+    vision_slice_patches: int = number(32_768, minimum=0)
+    """Maximum patches of one pass of the vision tower. More frames pass in slices, which a trained tower recomputes
+    in the backward pass: memory does not grow with the frames of a micro-batch. 0: all frames in one pass."""
     share_prefixes: bool = True
     """Compute the shared prefix of a group's samples once; false computes each sample alone, with equal
     gradients."""
@@ -189,6 +167,12 @@ class LearnerConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.world_size % self.sequence_parallel_size:
+            raise InvalidValueError(
+                "sequence_parallel_size",
+                f"is {self.sequence_parallel_size}; it must divide world_size ({self.world_size})",
+                "world_size",
+            )
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise InvalidValueError("offload", "is 'optimizer'; it requires zero_stage 1, 2 or 3", "zero_stage")
         if self.offload == "all" and self.zero_stage != 3:
@@ -196,6 +180,13 @@ class LearnerConfig(Section):
                 "offload",
                 f"is 'all' and zero_stage is {self.zero_stage}; 'all' requires zero_stage 3, use 'optimizer'",
                 "zero_stage",
+            )
+        if self.old_logprobs == "engine" and self.loss.corrects_engine:
+            key = "loss.rejection" if self.loss.tis_cap is None else "loss.tis_cap"
+            raise InvalidValueError(
+                "old_logprobs",
+                f"is 'engine', so that {key} has no effect: old and engine log-probs are equal; set it to 'recompute'",
+                key,
             )
         if self.freeze_vision and self.lora.train_merger:
             raise InvalidValueError(

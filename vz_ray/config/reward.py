@@ -71,6 +71,23 @@ class JudgeConfig(EndpointConfig):
 
 
 @dataclass
+class TurnRewardConfig(Section):
+    """Rewards of single turns, for `learner.loss.turn_credit`; not part of the total reward."""
+
+    valid_zoom: float = number(0.0, minimum=0)
+    """Reward of a served zoom."""
+    new_time: float = number(0.0, minimum=0)
+    """Reward of a served zoom times the share of its segment that earlier zooms did not cover."""
+    evidence: float = number(0.0, minimum=0)
+    """Reward of a served zoom times the share of the task's evidence spans that it is the first zoom to show."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether a weight is above 0."""
+        return bool(self.valid_zoom or self.new_time or self.evidence)
+
+
+@dataclass
 class RewardConfig(Section):
     """Reward of an episode."""
 
@@ -99,6 +116,8 @@ class RewardConfig(Section):
     """Zoomed frames with the full cost."""
     function: str = ""
     """User reward function `package.module:name`; see `vz_ray/rewards/user_function.py`."""
+    turns: TurnRewardConfig = field(default_factory=TurnRewardConfig)
+    """Rewards of single turns."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Judge model for open-ended answers."""
     timeout_s: float = timeout("score_s")

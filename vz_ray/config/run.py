@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import DataConfig
@@ -207,10 +207,30 @@ class GrpoRunConfig(RolloutRunConfig):
                 "'recompute'",
                 "train.max_staleness",
             )
+        self._check_turn_credit()
         if self.train.colocate:
             self._check_colocation()
         if self.shares_gpus:
             self._check_shared_gpus()
+
+    def _check_turn_credit(self) -> None:
+        """Check that turn rewards and their use in the advantages are configured together."""
+        credit, rewards = self.learner.loss.turn_credit, self.reward.turns
+        if credit != "none" and not rewards.enabled:
+            raise InvalidValueError(
+                "learner.loss.turn_credit",
+                f"is {credit!r} and all weights of reward.turns are 0; set reward.turns.valid_zoom, new_time or "
+                "evidence",
+                "reward.turns.valid_zoom",
+            )
+        if credit == "none" and rewards.enabled:
+            key = next(item.name for item in fields(rewards) if getattr(rewards, item.name))
+            raise InvalidValueError(
+                f"reward.turns.{key}",
+                f"is {getattr(rewards, key)} and learner.loss.turn_credit is 'none'; it has no effect, set "
+                "learner.loss.turn_credit to shaped or returns",
+                "learner.loss.turn_credit",
+            )
 
     @property
     def shares_gpus(self) -> bool:

@@ -24,8 +24,6 @@ class ZoomGateConfig(Section):
     """Maximum tokens of a draft; a longer draft counts as uncertain."""
 
     def __post_init__(self) -> None:
-        # YAML reads unquoted `on` and `off` as true and false.
-        self.mode = {"True": "on", "False": "off"}.get(self.mode, self.mode)
         super().__post_init__()
         if self.mode == "on" and bool(self.thresholds_file) == (self.threshold is not None):
             raise InvalidValueError(

@@ -22,7 +22,7 @@ class EpisodeRecord:
         trajectory: The episode, with or without reward.
         stage: Stage that sampled it, for example `rl` or `uniform_32`.
         step: Training step, or step of the evaluated weights.
-        advantage: Advantage in training; None for other episodes.
+        advantage: Advantage of the total reward in training; None for other episodes.
     """
 
     task: Task

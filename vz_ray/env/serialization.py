@@ -155,6 +155,17 @@ def _turn_from_dict(data: Json, shared: _Table) -> Turn:
     )
 
 
+def _reward_to_dict(reward: RewardParts) -> Json:
+    data = {**asdict(reward), "turns": list(reward.turns)}
+    if not reward.turns:
+        del data["turns"]
+    return data
+
+
+def _reward_from_dict(data: Json) -> RewardParts:
+    return RewardParts(**{**data, "turns": tuple(data.get("turns", ()))})
+
+
 def trajectory_to_dict(trajectory: Trajectory) -> Json:
     """Convert a trajectory to JSON values."""
     shared: _Table = []
@@ -169,7 +180,7 @@ def trajectory_to_dict(trajectory: Trajectory) -> Json:
         "answer": trajectory.answer,
         "worker": trajectory.worker,
         "seconds": trajectory.seconds,
-        "reward": None if trajectory.reward is None else asdict(trajectory.reward),
+        "reward": None if trajectory.reward is None else _reward_to_dict(trajectory.reward),
         "error": trajectory.error,
         "extra": trajectory.extra,
     }
@@ -193,7 +204,7 @@ def trajectory_from_dict(data: Json) -> Trajectory:
         answer=data["answer"],
         worker=data["worker"],
         seconds=data["seconds"],
-        reward=None if data["reward"] is None else RewardParts(**data["reward"]),
+        reward=None if data["reward"] is None else _reward_from_dict(data["reward"]),
         error=data["error"],
         extra=data["extra"],
     )

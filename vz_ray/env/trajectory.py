@@ -218,6 +218,7 @@ class RewardParts:
         valid: False if the judge failed. The sample's group is then dropped; the sample never counts as 0.
         note: Reason for an invalid reward or a wrong answer: a fixed phrase, then `: ` and details.
         extra: Optional parts by name: `length`, `frames`, `judge_score`, and parts of a user function.
+        turns: Reward of each turn, not part of `total`; empty without weights in `reward.turns`.
     """
 
     total: float
@@ -227,6 +228,7 @@ class RewardParts:
     valid: bool = True
     note: str = ""
     extra: dict[str, float] = field(default_factory=dict)
+    turns: tuple[float, ...] = ()
 
     @property
     def reason(self) -> str:

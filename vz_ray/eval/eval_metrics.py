@@ -154,6 +154,8 @@ def _reward_means(rewards: Sequence[RewardParts]) -> dict[str, float]:
         }
         for name, value in {**reward.extra, **standard_parts}.items():
             values_by_part[name].append(value)
+        if reward.turns:
+            values_by_part["turn_rewards"].append(sum(reward.turns))
     return {name: sum(values) / len(values) for name, values in values_by_part.items()}
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from vz_ray.learner.kernel_check import kernel_failure
+from vz_ray.learner.sequence_parallel import SequenceShard, gather_kv_tokens, gather_tokens, scatter_tokens
 
 PACKED_ATTENTION = "packed"
 """Name of `packed_attention` in the registry of transformers."""
@@ -56,15 +57,19 @@ class PackedLayout:
         cu_seqlens_q: `[S + 1]` int32, start of each segment's queries.
         cu_seqlens_k: `[S + 1]` int32, start of each segment's keys after gathering by `key_index`.
         key_index: Positions of all segments' keys, segment by segment; None if no segment has a prefix.
+        shard: This rank's part of the T tokens; None if it has all.
     """
 
     segments: tuple[Segment, ...]
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
     key_index: Tensor | None
+    shard: SequenceShard | None = None
 
     @classmethod
-    def from_segments(cls, segments: Sequence[Segment], device: torch.device) -> PackedLayout:
+    def from_segments(
+        cls, segments: Sequence[Segment], device: torch.device, shard: SequenceShard | None = None
+    ) -> PackedLayout:
         """Build the index tensors of these segments on `device`."""
         lengths = torch.tensor([0, *(s.end - s.start for s in segments)])
         key_counts = torch.tensor([0, *(s.num_keys for s in segments)])
@@ -75,6 +80,7 @@ class PackedLayout:
             cu_seqlens_q=lengths.cumsum(0).int().to(device),
             cu_seqlens_k=key_counts.cumsum(0).int().to(device),
             key_index=torch.cat(positions).to(device) if has_prefix else None,
+            shard=shard,
         )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PackedLayout:
@@ -84,6 +90,7 @@ class PackedLayout:
             cu_seqlens_q=function(self.cu_seqlens_q),
             cu_seqlens_k=function(self.cu_seqlens_k),
             key_index=None if self.key_index is None else function(self.key_index),
+            shard=self.shard,
         )
 
     @property
@@ -112,6 +119,8 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Compute attention of one packed sequence; signature of an attention function of transformers.
 
+    With `layout.shard`, inputs and output have this rank's tokens.
+
     Args:
         query: `[1, heads, T, d]`.
         key: `[1, kv heads, T, d]`; `value` has the same shape.
@@ -120,10 +129,18 @@ def packed_attention(
     Returns:
         `[1, T, heads, d]` and None (no attention weights).
     """
+    if (shard := layout.shard) is None:
+        return _attend_packed(query, key, value, scaling, layout), None
+    query = gather_tokens(query[0].transpose(0, 1), shard).transpose(0, 1)[None]
+    key, value = (gather_kv_tokens(t[0].transpose(0, 1), shard).transpose(0, 1)[None] for t in (key, value))
+    return scatter_tokens(_attend_packed(query, key, value, scaling, layout)[0], shard)[None], None
+
+
+def _attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout) -> Tensor:
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and half and _kernel_agrees(query.device, query.dtype, query.shape[-1]):
-        return _varlen(query, key, value, scaling, layout), None
-    return _portable(query, key, value, scaling, layout), None
+        return _varlen(query, key, value, scaling, layout)
+    return _portable(query, key, value, scaling, layout)
 
 
 def _portable(query: Tensor, key: Tensor, value: Tensor, scaling: float, layout: PackedLayout) -> Tensor:

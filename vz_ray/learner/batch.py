@@ -6,12 +6,15 @@ Loss inputs are addressed by position in the sequence of hidden states.
 
     collate_on_host: HostBatch, frames as bytes     in a thread, ahead of the computation
     HostBatch.to: MicroBatch, frames as patches     on the device, directly before the forward pass
+
+With sequence parallelism every rank lays out the whole sequence, and keeps its tokens and their frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,19 +27,20 @@ from vz_ray.learner.frame_cache import FeatureCache, FrameFeatures
 from vz_ray.learner.image_inputs import ImageInputs, PixelLoader, load_image_inputs
 from vz_ray.learner.image_patches import ImageSpec, compute_patches
 from vz_ray.learner.packing import PrefixTree
+from vz_ray.learner.sequence_parallel import SequenceShard
 
 _NO_GRIDS: Ints = np.zeros((0, 3), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Inputs of one forward pass: B trajectories of at most S sampled tokens, T tokens in total.
+    """Inputs of one forward pass: B trajectories of at most S sampled tokens, T tokens on this rank.
 
     Attributes:
         indices: B indices in the list of examples; empty for an empty micro-batch (B is 1, the mask is 0).
         input_ids: `[1, T]`.
         position_ids: `[3, 1, T]`.
-        layout: Segments and prefixes of the sequence.
+        layout: Segments and prefixes of the whole sequence.
         pixel_values: `[P, 3 * temporal * patch * patch]` patches of the uncached frames, or of one blank frame.
         grids: `[U, 3]` patch grids of these frames, on the host.
         computed_features: Cache entries of these frames, filled by the forward pass; empty without a cache.
@@ -44,6 +48,7 @@ class MicroBatch:
         image_slots: `[I]` positions of image tokens in the sequence.
         feature_index: `[I]` index of each image token in the computed features, followed by the cached ones.
         hidden_index: `[B, S]` positions of the hidden states that predict the sampled tokens.
+        own: `[B, S]` whether the hidden state of a sampled token is on this rank.
         targets: `[B, S]` sampled tokens.
         mask: `[B, S]` 1 for sampled tokens.
         temperature: `[B, S]`.
@@ -63,6 +68,7 @@ class MicroBatch:
     image_slots: Tensor
     feature_index: Tensor
     hidden_index: Tensor
+    own: Tensor
     targets: Tensor
     mask: Tensor
     temperature: Tensor
@@ -135,13 +141,10 @@ def collate(
     tokens: SpecialTokenIds,
     spec: ImageSpec,
     device: torch.device,
-    *,
-    cache: FeatureCache | None = None,
-    share_frames: bool = True,
+    **options: Any,
 ) -> MicroBatch:
-    """Build one micro-batch on a device; see `collate_on_host`."""
-    batch = collate_on_host(trees, examples, load_pixels, tokens, spec, cache=cache, share_frames=share_frames)
-    return batch.to(device)
+    """Build one micro-batch on a device; see `collate_on_host` for `options`."""
+    return collate_on_host(trees, examples, load_pixels, tokens, spec, **options).to(device)
 
 
 def collate_on_host(
@@ -154,6 +157,7 @@ def collate_on_host(
     cache: FeatureCache | None = None,
     share_frames: bool = True,
     pin: bool = False,
+    shard: SequenceShard | None = None,
 ) -> HostBatch:
     """Build one micro-batch in host memory. An empty one consists of a pad token and a blank frame.
 
@@ -162,6 +166,7 @@ def collate_on_host(
             computed in the order in which they are built with the same cache.
         share_frames: Whether repeated frames are computed once; False is for tests and benchmarks.
         pin: Use pinned memory.
+        shard: Part of the sequence to keep; the sequence is padded so that all parts have the same length.
 
     Raises:
         KeyError: The pixels of a frame are missing.
@@ -169,7 +174,10 @@ def collate_on_host(
     """
     members = [index for tree in trees for index in tree.members]
     spans, segments, hidden_index = _lay_out(trees, examples)
-    length = max(sum(span.length for span in spans), 1)
+    length = segments[-1].end
+    if shard is not None and (padded := shard.padded_length(length)) > length:
+        segments.append(Segment(length, padded))
+        length = padded
     ids, positions = np.full(length, tokens.pad), np.zeros((3, length), dtype=np.int64)
     for span in spans:
         example, target = span.example, slice(span.offset, span.offset + span.length)
@@ -178,21 +186,33 @@ def collate_on_host(
         positions[:, target] = all_positions[:, span.start : span.end]
     refs = [ref for span in spans for ref in span.example.refs[span.frames]]
     grids = np.concatenate([*(span.example.grids[span.frames] for span in spans), _NO_GRIDS])
-    images = load_image_inputs(refs, grids, load_pixels, spec, cache, share_frames=share_frames, pin=pin)
+    start, end = shard.token_range(length) if shard is not None else (0, length)
+    slots = np.flatnonzero(ids == tokens.image) if refs else np.zeros(0, dtype=np.int64)
+    own_slots = (slots >= start) & (slots < end)
+    frame_of_slot = np.repeat(np.arange(len(refs)), grids.prod(axis=1) // spec.merge_size**2)
+    shown = np.unique(frame_of_slot[own_slots])
+    images = load_image_inputs(
+        [refs[frame] for frame in shown], grids[shown], load_pixels, spec, cache, share_frames=share_frames, pin=pin
+    )
+    # A frame at the edge also has tokens on the neighbouring rank.
+    feature_index = images.feature_index[own_slots[np.isin(frame_of_slot, shown)]]
     arrays = {
-        "input_ids": ids[None],
-        "position_ids": positions[:, None],
-        "image_slots": np.flatnonzero(ids == tokens.image) if refs else images.feature_index,
-        "feature_index": images.feature_index,
+        "input_ids": ids[None, start:end],
+        "position_ids": positions[:, None, start:end],
+        "image_slots": slots[own_slots] - start,
+        "feature_index": feature_index,
         **_sampled_token_arrays([examples[index] for index in members], hidden_index),
     }
+    hidden, mask = arrays["hidden_index"], arrays["mask"] > 0
+    arrays["own"] = mask & (hidden >= start) & (hidden < end)
+    arrays["hidden_index"] = np.where(arrays["own"], hidden - start, 0)
 
     def place(tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if pin else tensor
 
     return HostBatch(
         indices=tuple(members),
-        layout=PackedLayout.from_segments(segments, torch.device("cpu")).map(place),
+        layout=PackedLayout.from_segments(segments, torch.device("cpu"), shard).map(place),
         images=images,
         spec=spec,
         tensors={name: place(torch.from_numpy(array)) for name, array in arrays.items()},

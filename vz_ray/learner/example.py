@@ -64,6 +64,7 @@ class Example:
         group_id: Trajectories with equal ids can share a prefix.
         token_ids: `[L]` ids with one image pad per visual token.
         sampled_positions: `[S]` positions of sampled tokens in `token_ids`, ascending.
+        turn_lengths: `[turns]` sampled tokens of each turn; the sum is S.
         engine_logprobs: `[S]`; NaN in external turns.
         temperature: `[S]` sampling temperature; 1 for greedy and external turns.
         weight_versions: `[S]` weight version of the sampling engine; -1 in external turns.
@@ -78,6 +79,7 @@ class Example:
     group_id: str
     token_ids: Ints
     sampled_positions: Ints
+    turn_lengths: Ints
     engine_logprobs: Floats
     temperature: Floats
     weight_versions: Ints
@@ -96,6 +98,10 @@ class Example:
     def context_length(self) -> int:
         """Number of tokens to compute: all before the last sampled token, whose state is not used."""
         return int(self.sampled_positions[-1])
+
+    def per_token(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the values of the turns for each sampled token, `[turns]` -> `[S]`, or `[1]` -> `[1]`."""
+        return values if len(values) == 1 else np.repeat(values, self.turn_lengths)
 
     def frame_slice(self, start: int, end: int) -> slice:
         """Return the index range of frames in `token_ids[start:end]`; neither end may be within a frame."""
@@ -136,6 +142,7 @@ def encode_trajectory(trajectory: Trajectory, tokens: SpecialTokenIds, merge: in
         group_id=f"{trajectory.id.step}/{trajectory.id.task_id}",
         token_ids=ids,
         sampled_positions=sampled,
+        turn_lengths=np.asarray([len(turn.action.token_ids) for turn in trajectory.turns], dtype=np.int64),
         grids=grids,
         image_starts=slots[np.cumsum(visual) - visual],
         image_token_counts=visual,
@@ -191,6 +198,7 @@ def encode_probe(probe: ParityProbe, tokens: SpecialTokenIds, spec: ImageSpec) -
         group_id="probe",
         token_ids=ids,
         sampled_positions=np.arange(len(ids) - count, len(ids)),
+        turn_lengths=np.asarray([count], dtype=np.int64),
         engine_logprobs=np.full(count, np.nan, dtype=np.float32),
         temperature=np.ones(count, dtype=np.float32),
         weight_versions=np.full(count, -1, dtype=np.int64),

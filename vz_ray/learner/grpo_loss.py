@@ -1,103 +1,22 @@
-"""GRPO: advantages of a group, terms of the policy loss, the loss of one micro-batch and its metrics.
+"""The GRPO loss of one micro-batch.
 
-B trajectories, S sampled tokens each (padded), float32.
+B trajectories, S sampled tokens each (padded), float32. The parts are in `advantages`, `policy_loss`, `off_policy`
+and `kl`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vz_ray.config.learner import LossConfig
-from vz_ray.env.trajectory import Group
+from vz_ray.config.loss import LossConfig
+from vz_ray.learner.kl import estimate_kl
+from vz_ray.learner.off_policy import rejection_mask, truncated_importance_weights
+from vz_ray.learner.policy_loss import POLICY_LOSSES, importance_ratio
 
 Sums = dict[str, float]
-
-# exp(20) is finite in float32; larger log-ratios indicate a bug and appear in `ratio_max`.
-_MAX_LOG_RATIO = 20.0
-
-_SEQUENCE_OUTLIER = math.log(2)
-"""A trajectory whose probability differs by more than a factor of 2 is an outlier."""
-
-
-def compute_advantages(rewards: Sequence[float], kind: str = "grpo") -> NDArray[np.float64]:
-    """Return the advantages within one group, `[n]`.
-
-    `grpo` is (r - mean) / (std + 1e-6), with the sample standard deviation as in the released VideoZoomer
-    code. `dr_grpo` is r - mean, which does not amplify groups with a small spread of rewards.
-
-    Example: `compute_advantages([1, 0])` is about `[0.707, -0.707]`.
-    """
-    r = np.asarray(rewards, dtype=np.float64)
-    centred = r - r.mean()
-    if kind == "dr_grpo":
-        return centred
-    return centred / (_std(r) + 1e-6)
-
-
-def is_informative(group: Group, min_std: float = 1e-4) -> bool:
-    """Return whether all samples have valid rewards and the rewards differ.
-
-    A sample without a valid reward excludes its whole group: a score of 0 would change the advantages of the
-    other samples.
-    """
-    rewards = [t.reward for t in group.trajectories]
-    if not rewards or any(reward is None or not reward.valid for reward in rewards):
-        return False
-    return _std(np.asarray(group.rewards)) >= min_std
-
-
-def _std(rewards: NDArray[np.float64]) -> float:
-    return float(rewards.std(ddof=1)) if len(rewards) > 1 else 0.0
-
-
-def importance_ratio(new: Tensor, old: Tensor, mask: Tensor, kind: str = "token") -> Tensor:
-    """Return the importance ratio of new to old policy, `[B, S]`.
-
-    Args:
-        new: `[B, S]` log-probs under the weights being trained.
-        old: `[B, S]` log-probs before the first update of the step.
-        mask: `[B, S]`, 1 on sampled tokens.
-        kind: `token`: exp(new - old), as in GRPO; `sequence`: the geometric mean over the trajectory for all
-            its tokens, as in GSPO (arXiv 2507.18071).
-    """
-    log_ratio = (new - old) * mask
-    if kind == "sequence":
-        log_ratio = (log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(new)
-    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-
-
-def clipped_policy_loss(ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """-min(r A, clip(r, 1 - low, 1 + high) A), `[B, S]`; `advantage` is `[B]`.
-
-    The asymmetric clip (0.2 / 0.27 in the paper) allows larger increases than decreases of a token's
-    probability.
-    """
-    a = advantage[:, None]
-    return -torch.minimum(ratio * a, ratio.clamp(1 - clip_low, 1 + clip_high) * a)
-
-
-def low_variance_kl(new: Tensor, reference: Tensor) -> Tensor:
-    """Return the k3 estimate of KL(new || reference) per token, `[B, S]`; never negative.
-
-    exp(d) - d - 1 with d = reference - new (Schulman, "Approximating KL divergence").
-    """
-    d = (reference - new).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-    return d.exp() - d - 1
-
-
-def truncated_importance_weights(old: Tensor, engine: Tensor, cap: float) -> Tensor:
-    """Return min(exp(old - engine), cap), `[B, S]`: corrects for differences between engine and learner.
-
-    The weight is 1 for tokens without an engine log-prob (NaN, in external turns).
-    """
-    return torch.nan_to_num(old - engine, nan=0.0).clamp(max=_MAX_LOG_RATIO).exp().clamp(max=cap)
 
 
 def loss_weights(lengths: Sequence[int], aggregation: str, fixed_length: int) -> list[float]:
@@ -106,18 +25,20 @@ def loss_weights(lengths: Sequence[int], aggregation: str, fixed_length: int) ->
     The weights depend on the whole batch, so that the losses of micro-batches and ranks add up.
 
     Args:
-        lengths: Number of sampled tokens of each trajectory of the batch, each at least 1.
+        lengths: Number of tokens with a loss of each trajectory of the batch. A trajectory of length 0 gets the weight
+            0 and does not count.
         aggregation: `sequence_mean` (1 / (N len)), `token_mean` (1 / total tokens)
             or `fixed_length` (1 / (N fixed_length)).
     """
-    count = len(lengths)
-    if aggregation == "sequence_mean":
-        return [1.0 / (count * length) for length in lengths]
-    if aggregation == "token_mean":
-        return [1.0 / sum(lengths)] * count
-    if aggregation == "fixed_length":
-        return [1.0 / (count * fixed_length)] * count
-    raise ValueError(f"aggregation is {aggregation!r}; it must be sequence_mean, token_mean or fixed_length")
+    count, total = sum(length > 0 for length in lengths), sum(lengths)
+    divisors = {
+        "sequence_mean": [count * length for length in lengths],
+        "token_mean": [total] * len(lengths),
+        "fixed_length": [count * fixed_length] * len(lengths),
+    }
+    if aggregation not in divisors:
+        raise ValueError(f"aggregation is {aggregation!r}; it must be one of {', '.join(divisors)}")
+    return [1.0 / divisor if length else 0.0 for length, divisor in zip(lengths, divisors[aggregation], strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +46,8 @@ class LossInputs:
     """Constant inputs of the loss. B trajectories of at most S sampled tokens.
 
     Attributes:
-        advantages: `[B]`.
-        weights: `[B]` weight of each trajectory; see `loss_weights`.
+        advantages: `[B, S]`, or `[B, 1]` for one per trajectory.
+        weights: `[B, S]` or `[B, 1]`, weight of each token's loss; see `loss_weights`.
         mask: `[B, S]`.
         old_logprobs: `[B, S]` log-probs before the first update of the step.
         engine_logprobs: `[B, S]` log-probs of the engine, NaN in external turns.
@@ -148,78 +69,67 @@ def grpo_loss(logprobs: Tensor, entropy: Tensor, inputs: LossInputs, config: Los
         logprobs: `[B, S]`, with gradient.
         entropy: `[B, S]`, with gradient.
     """
-    weight = inputs.mask * inputs.weights[:, None]
+    weight, sums = _token_weights(inputs, config)
+    advantages, kl = inputs.advantages, None
+    if inputs.ref_logprobs is not None:
+        in_loss = config.kl_placement == "loss"
+        new = logprobs if in_loss else inputs.old_logprobs
+        kl = estimate_kl(new, inputs.ref_logprobs, config.kl_estimator, config.kl_cap)
+        if not in_loss:
+            advantages = advantages - config.kl_coef * kl
+        sums["kl"] = _sum(kl, inputs.mask)
     ratio = importance_ratio(logprobs, inputs.old_logprobs, inputs.mask, config.importance_sampling_level)
-    policy = clipped_policy_loss(ratio, inputs.advantages, config.clip_ratio_low, config.clip_ratio_high)
+    policy = POLICY_LOSSES[config.policy_loss](logprobs, ratio, advantages, config)
     if config.tis_cap is not None:
-        policy = policy * truncated_importance_weights(inputs.old_logprobs, inputs.engine_logprobs, config.tis_cap)
+        importance = truncated_importance_weights(
+            inputs.old_logprobs, inputs.engine_logprobs, config.tis_cap, inputs.mask, config.tis_level
+        )
+        policy = policy * importance
+        sums["truncated_weight_rate"] = _sum(importance >= config.tis_cap, inputs.mask)
     loss = (policy * weight).sum()
-    sums = {"policy_loss": float(loss.detach())}
+    sums["policy_loss"] = float(loss.detach())
     if config.entropy_coef:
         loss = loss - config.entropy_coef * (entropy * weight).sum()
-    if inputs.ref_logprobs is not None:
-        kl = low_variance_kl(logprobs, inputs.ref_logprobs)
+    if kl is not None and config.kl_placement == "loss":
         loss = loss + config.kl_coef * (kl * weight).sum()
-        sums["kl"] = _sum(kl, inputs.mask)
-    positive = inputs.advantages[:, None] > 0
     sums |= {
         "loss": float(loss.detach()),
         "entropy": _sum(entropy, inputs.mask),
-        "clip_high": _sum((ratio > 1 + config.clip_ratio_high) & positive, inputs.mask),
-        "clip_low": _sum((ratio < 1 - config.clip_ratio_low) & ~positive, inputs.mask),
+        **_clip_sums(ratio, advantages, inputs.mask, config),
         "sampled": float(inputs.mask.sum()),
     }
     return loss, sums
 
 
-def engine_mismatch(old: Tensor, engine: Tensor, subsets: Mapping[str, Tensor]) -> tuple[Sums, dict[str, float]]:
-    """Compare the learner's log-probs with the engine's.
+def _token_weights(inputs: LossInputs, config: LossConfig) -> tuple[Tensor, Sums]:
+    """Return the weight of each token's loss, `[B, S]`, and sums of rejected tokens and trajectories.
 
-    `mismatch_kl` is the k3 estimate of KL(engine || learner) on the engine's samples. Tokens without an engine
-    log-prob are ignored.
-
-    Args:
-        old: `[B, S]` log-probs of the learner.
-        engine: `[B, S]` log-probs of the engine, NaN in external turns.
-        subsets: Masks `[B, S]` by name; the name is appended to the metric names.
-
-    Returns:
-        Sums for the metrics, and the maximum absolute difference of each subset.
+    The weights of kept tokens do not depend on the rejected ones.
     """
-    difference = torch.nan_to_num(old - engine, nan=0.0)
-    kl = low_variance_kl(torch.zeros_like(difference), difference)
-    sums: Sums = {}
-    maxima: dict[str, float] = {}
-    for subset, mask in subsets.items():
-        compared = mask * (~engine.isnan())
-        sums |= {f"mismatch_kl{subset}": _sum(kl, compared), f"compared{subset}": float(compared.sum())}
-        maxima[f"mismatch_abs_max{subset}"] = float((difference * compared).abs().max()) if difference.numel() else 0.0
-    return sums, maxima
-
-
-def sequence_mismatch(old: Tensor, engine: Tensor, mask: Tensor) -> tuple[Sums, float]:
-    """Compare the learner's log-probs of whole trajectories with the engine's.
-
-    The difference of a trajectory is the sum over its tokens, the logarithm of the learner's probability over the
-    engine's. Unlike token metrics it shows small errors that all have the same sign.
-
-    Args:
-        old: `[B, S]` log-probs of the learner.
-        engine: `[B, S]` log-probs of the engine, NaN in external turns.
-        mask: `[B, S]`, 1 on the compared tokens.
-
-    Returns:
-        Sums for the metrics, and the maximum absolute difference in nats.
-    """
-    compared = mask * (~engine.isnan())
-    rows = compared.sum(-1) > 0
-    difference = (torch.nan_to_num(old - engine, nan=0.0) * compared).sum(-1)[rows].abs()
-    sums = {
-        "mismatch_sequence_abs_mean": float(difference.sum()),
-        "mismatch_sequence_outlier_rate": float((difference > _SEQUENCE_OUTLIER).sum()),
-        "compared_sequences": float(rows.sum()),
+    weight = inputs.mask * inputs.weights
+    if config.rejection == "none":
+        return weight, {}
+    kept = inputs.mask * rejection_mask(
+        inputs.old_logprobs, inputs.engine_logprobs, inputs.mask, config.rejection, config.rejection_band
+    )
+    sampled = inputs.mask.sum(-1) > 0
+    return weight * kept, {
+        "rejected_token_rate": float((inputs.mask - kept).sum()),
+        "rejected_trajectory_rate": float((sampled & (kept.sum(-1) == 0)).sum()),
+        "trajectories": float(sampled.sum()),
     }
-    return sums, float(difference.max()) if len(difference) else 0.0
+
+
+def _clip_sums(ratio: Tensor, advantages: Tensor, mask: Tensor, config: LossConfig) -> Sums:
+    """Return the numbers of tokens whose ratio is clipped."""
+    high, low = ratio > 1 + config.clip_ratio_high, ratio < 1 - config.clip_ratio_low
+    if config.policy_loss == "clip":
+        # The minimum in the surrogate applies the clip to one sign of the advantage.
+        high, low = high & (advantages > 0), low & ~(advantages > 0)
+    sums = {"clip_high": _sum(high, mask), "clip_low": _sum(low, mask)}
+    if config.clip_ratio_c is not None:
+        sums["clip_dual"] = _sum((ratio > config.clip_ratio_c) & (advantages < 0), mask)
+    return sums
 
 
 def _sum(values: Tensor, mask: Tensor) -> float:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from vz_ray.learner.batch import MicroBatch
 from vz_ray.learner.distributed import RankInfo, all_reduce_max, all_reduce_sum
-from vz_ray.learner.grpo_loss import engine_mismatch, sequence_mismatch
+from vz_ray.learner.kl import low_variance_kl
 
 Metrics = dict[str, float]
 
 _SUBSETS = ("", "_after_image", "_after_text", "_stale")
 """Subsets of tokens that are compared with the engine separately: tokens of the current weights; of these,
 tokens in turns after frames and after text only; tokens of older weights."""
+
+_SEQUENCE_OUTLIER = math.log(2)
+"""A trajectory whose probability differs by more than a factor of 2 is an outlier."""
 
 
 class GrpoMetrics:
@@ -76,6 +82,8 @@ class GrpoMetrics:
         num_compared = max(sums.pop("compared_sequences"), 1.0)
         for name in ("mismatch_sequence_abs_mean", "mismatch_sequence_outlier_rate"):
             metrics[name] = sums.pop(name) / num_compared
+        if "trajectories" in sums:
+            metrics["rejected_trajectory_rate"] = sums.pop("rejected_trajectory_rate") / sums.pop("trajectories")
         metrics |= {name: value / num_sampled for name, value in sums.items()}
         grad_norms = [update["grad_norm"] for update in applied]
         return metrics | {
@@ -86,3 +94,53 @@ class GrpoMetrics:
             "grad_norm": sum(grad_norms) / len(grad_norms) if grad_norms else float("inf"),
             "learning_rate": self._updates[-1]["learning_rate"],
         }
+
+
+def engine_mismatch(old: Tensor, engine: Tensor, subsets: Mapping[str, Tensor]) -> tuple[Metrics, dict[str, float]]:
+    """Compare the learner's log-probs with the engine's.
+
+    `mismatch_kl` is the k3 estimate of KL(engine || learner) on the engine's samples. Tokens without an engine
+    log-prob are ignored.
+
+    Args:
+        old: `[B, S]` log-probs of the learner.
+        engine: `[B, S]` log-probs of the engine, NaN in external turns.
+        subsets: Masks `[B, S]` by name; the name is appended to the metric names.
+
+    Returns:
+        Sums for the metrics, and the maximum absolute difference of each subset.
+    """
+    difference = torch.nan_to_num(old - engine, nan=0.0)
+    kl = low_variance_kl(torch.zeros_like(difference), difference)
+    sums: Metrics = {}
+    maxima: dict[str, float] = {}
+    for subset, mask in subsets.items():
+        compared = mask * (~engine.isnan())
+        sums |= {f"mismatch_kl{subset}": float((kl * compared).sum()), f"compared{subset}": float(compared.sum())}
+        maxima[f"mismatch_abs_max{subset}"] = float((difference * compared).abs().max()) if difference.numel() else 0.0
+    return sums, maxima
+
+
+def sequence_mismatch(old: Tensor, engine: Tensor, mask: Tensor) -> tuple[Metrics, float]:
+    """Compare the learner's log-probs of whole trajectories with the engine's.
+
+    The difference of a trajectory is the sum over its tokens, the logarithm of the learner's probability over the
+    engine's. Unlike token metrics it shows small errors that all have the same sign.
+
+    Args:
+        old: `[B, S]` log-probs of the learner.
+        engine: `[B, S]` log-probs of the engine, NaN in external turns.
+        mask: `[B, S]`, 1 on the compared tokens.
+
+    Returns:
+        Sums for the metrics, and the maximum absolute difference in nats.
+    """
+    compared = mask * (~engine.isnan())
+    rows = compared.sum(-1) > 0
+    difference = (torch.nan_to_num(old - engine, nan=0.0) * compared).sum(-1)[rows].abs()
+    sums = {
+        "mismatch_sequence_abs_mean": float(difference.sum()),
+        "mismatch_sequence_outlier_rate": float((difference > _SEQUENCE_OUTLIER).sum()),
+        "compared_sequences": float(rows.sum()),
+    }
+    return sums, float(difference.max()) if len(difference) else 0.0

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vz_ray.learner.attention import PackedLayout, Segment, accumulation_dtype
 from vz_ray.learner.gated_delta_rule import gated_delta_rule
+from vz_ray.learner.sequence_parallel import SequenceShard, gather_tokens, own_heads, scatter_tokens
 
 LINEAR_ATTENTION = "linear_attention"
 """Type of these layers in `layer_types` of transformers' configurations."""
@@ -30,6 +31,7 @@ def pack_linear_attention(text: Any) -> None:
     for layer, kind in zip(text.layers, text.config.layer_types, strict=True):
         if kind == LINEAR_ATTENTION:
             layer.linear_attn.forward = MethodType(packed_linear_attention, layer.linear_attn)
+            layer.linear_attn.conv1d.forward = MethodType(_convolve_channels, layer.linear_attn.conv1d)
 
 
 def packed_linear_attention(module: Any, hidden_states: Tensor, *, layout: PackedLayout, **unused: Any) -> Tensor:
@@ -39,41 +41,66 @@ def packed_linear_attention(module: Any, hidden_states: Tensor, *, layout: Packe
 
     Args:
         module: A `Qwen3_5GatedDeltaNet`.
-        hidden_states: `[1, T, hidden size]`.
+        hidden_states: `[1, T, hidden size]`; this rank's tokens with `layout.shard`.
         layout: Segments of the sequence.
 
     Returns:
         `[1, T, hidden size]`.
     """
-    hidden = hidden_states[0]
-    mixed = _convolve(module, module.in_proj_qkv(hidden), layout.segments)
-    query, key, value = mixed.split([module.key_dim, module.key_dim, module.value_dim], -1)
-    step = module.in_proj_a(hidden)
-    dtype = accumulation_dtype(step.dtype)
+    hidden, shard = hidden_states[0], layout.shard
+    mixed, channels = _gather_channels(module, module.in_proj_qkv(hidden), shard)
+    query, key, value = _split_heads(module, _convolve(module, mixed, layout.segments, channels))
+    step, beta = module.in_proj_a(hidden), module.in_proj_b(hidden)
+    if shard is not None:
+        step, beta = (gather_tokens(t[..., None], shard)[..., 0] for t in (step, beta))
+    dtype, heads = accumulation_dtype(step.dtype), own_heads(module.num_v_heads, shard)
     # In half precision the decay of a slow head would round to 1.
-    decay = -module.A_log.to(dtype).exp() * F.softplus(step.to(dtype) + module.dt_bias)
-    out = gated_delta_rule(
-        query.unflatten(-1, (module.num_k_heads, module.head_k_dim)),
-        key.unflatten(-1, (module.num_k_heads, module.head_k_dim)),
-        value.unflatten(-1, (module.num_v_heads, module.head_v_dim)),
-        decay,
-        module.in_proj_b(hidden).sigmoid(),
-        layout.segments,
-    )
+    decay = -module.A_log[heads].to(dtype).exp() * F.softplus(step.to(dtype) + module.dt_bias[heads])
+    out = gated_delta_rule(query, key, value, decay, beta.sigmoid(), layout.segments)
+    if shard is not None:
+        out = scatter_tokens(out, shard)
     gate = module.in_proj_z(hidden).view(-1, module.head_v_dim)
     out = module.norm(out.reshape(-1, module.head_v_dim), gate)
     result: Tensor = module.out_proj(out.view(1, len(hidden), module.value_dim))
     return result
 
 
-def _convolve(module: Any, inputs: Tensor, segments: tuple[Segment, ...]) -> Tensor:
+def _split_heads(module: Any, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Split `[T, channels]` into queries, keys and values, `[T, heads, d]` each."""
+    dims = (module.key_dim, module.key_dim, module.value_dim)
+    widths = (module.head_k_dim, module.head_k_dim, module.head_v_dim)
+    parts = mixed.split([dim * mixed.shape[-1] // sum(dims) for dim in dims], -1)
+    query, key, value = (part.unflatten(-1, (-1, width)) for part, width in zip(parts, widths, strict=True))
+    return query, key, value
+
+
+def _gather_channels(module: Any, mixed: Tensor, shard: SequenceShard | None) -> tuple[Tensor, Tensor | None]:
+    """Return the channels of this rank's heads for all tokens, and their indices; all channels without a shard."""
+    if shard is None:
+        return mixed, None
+    gathered = torch.cat([gather_tokens(part, shard).flatten(1) for part in _split_heads(module, mixed)], -1)
+    index = torch.arange(mixed.shape[-1], device=mixed.device)[None]
+    own = [part[0, own_heads(part.shape[1], shard)].flatten() for part in _split_heads(module, index)]
+    return gathered, torch.cat(own)
+
+
+def _convolve_channels(conv: Any, stream: Tensor, channels: Tensor | None = None) -> Tensor:
+    """Forward function of a depthwise `Conv1d` for some of its channels, `[1, channels, length]`."""
+    weight, bias = conv.weight, conv.bias
+    if channels is not None:
+        weight, bias = weight[channels], None if bias is None else bias[channels]
+    return F.conv1d(stream, weight, bias, conv.stride, conv.padding, conv.dilation, groups=len(weight))
+
+
+def _convolve(module: Any, inputs: Tensor, segments: tuple[Segment, ...], channels: Tensor | None = None) -> Tensor:
     """Apply the causal convolution and its activation to `[T, channels]`."""
     from transformers.activations import ACT2FN
 
     rows, outputs = _convolution_index(segments, module.conv_kernel_size - 1, inputs.device)
     stream = F.pad(inputs, (0, 0, 0, 1)).index_select(0, rows)
     # The module pads the stream with zeros on both sides: output i sees the inputs up to i.
-    convolved = module.conv1d(stream.T[None])[0].T.index_select(0, outputs)
+    arguments = () if channels is None else (channels,)
+    convolved = module.conv1d(stream.T[None], *arguments)[0].T.index_select(0, outputs)
     return ACT2FN[module.activation](convolved)
 
 

@@ -69,11 +69,11 @@ class MicroBatchLoader:
         plan = plan_micro_batches(
             examples,
             self._config.micro_batch_tokens,
-            self._rank_info.world_size,
+            self._rank_info.num_batches,
             self._costs,
             share_prefixes=self._config.share_prefixes,
         )
-        return plan[self._rank_info.rank]
+        return plan[self._rank_info.batch_index]
 
     @contextmanager
     def load(
@@ -95,7 +95,14 @@ class MicroBatchLoader:
         def build(trees: list[PrefixTree]) -> HostBatch:
             started = time.perf_counter()
             batch = collate_on_host(
-                trees, examples, load_pixels, self._tokens, self._spec, cache=cache, pin=self._on_gpu
+                trees,
+                examples,
+                load_pixels,
+                self._tokens,
+                self._spec,
+                cache=cache,
+                pin=self._on_gpu,
+                shard=self._rank_info.shard,
             )
             self.times.build_seconds += time.perf_counter() - started
             return batch

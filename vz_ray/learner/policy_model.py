@@ -12,11 +12,13 @@ from vz_ray.families import ModelShape, family_of, load_hf_config
 from vz_ray.learner.attention import PACKED_ATTENTION, packed_attention
 from vz_ray.learner.batch import MicroBatch
 from vz_ray.learner.checkpoint_shapes import check_tensor_shapes
+from vz_ray.learner.distributed import RankInfo, all_reduce_max
 from vz_ray.learner.example import SpecialTokenIds
 from vz_ray.learner.linear_attention import pack_linear_attention
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.packing import FlopCosts
-from vz_ray.learner.vision_tower import optimize_vision_tower, vision_tables
+from vz_ray.learner.sequence_parallel import sum_over_shards
+from vz_ray.learner.vision_tower import compute_features_in_slices, optimize_vision_tower
 from vz_ray.planning import text_flops, vision_flops
 from vz_ray.utils.errors import UserError
 
@@ -65,6 +67,8 @@ class PolicyModel(nn.Module):
         hf: A model like `Qwen2_5_VLForConditionalGeneration`.
         tokens: Special token ids.
         chunk: Number of sampled tokens whose logits exist at a time.
+        vision_slice_patches: Maximum number of patches of one pass of the vision tower; 0: no maximum.
+        lockstep_ranks: Ranks that make the same number of passes, as ZeRO-3 requires.
 
     Attributes:
         shape: Shape of the model.
@@ -73,9 +77,18 @@ class PolicyModel(nn.Module):
         UserError: The family or its variant is not supported.
     """
 
-    def __init__(self, hf: Any, tokens: SpecialTokenIds, *, chunk: int = 2048) -> None:
+    def __init__(
+        self,
+        hf: Any,
+        tokens: SpecialTokenIds,
+        *,
+        chunk: int = 2048,
+        vision_slice_patches: int = 0,
+        lockstep_ranks: RankInfo | None = None,
+    ) -> None:
         super().__init__()
         self.tokens = tokens
+        self._vision_slice_patches, self._lockstep_ranks = vision_slice_patches, lockstep_ranks
         family = family_of(hf.config.model_type)
         family.check_config(hf.config)
         self.shape = family.read_shape(hf.config)
@@ -90,12 +103,10 @@ class PolicyModel(nn.Module):
         self.register_buffer("banned", banned, persistent=False)
 
     @classmethod
-    def from_pretrained(
-        cls, directory: str | Path, dtype: torch.dtype = torch.float32, *, chunk: int = 2048
-    ) -> PolicyModel:
-        """Load a checkpoint directory; see `load_pretrained` for errors."""
+    def from_pretrained(cls, directory: str | Path, dtype: torch.dtype = torch.float32, **options: Any) -> PolicyModel:
+        """Load a checkpoint directory; see `load_pretrained` for errors and the class for `options`."""
         hf = load_pretrained(directory, dtype)
-        return cls(hf, SpecialTokenIds.from_pretrained(directory), chunk=chunk)
+        return cls(hf, SpecialTokenIds.from_pretrained(directory), **options)
 
     def forward(self, batch: MicroBatch, *, exclude_placeholders: bool = True) -> tuple[Tensor, Tensor]:
         """Return log-probs and entropies of the sampled tokens, float32 `[B, S]`; 0 where the mask is 0.
@@ -104,18 +115,21 @@ class PolicyModel(nn.Module):
             exclude_placeholders: Give vision placeholders probability 0, as the engine does in sampling.
         """
         hidden = self.hidden_states(batch).flatten(0, 1)
-        valid = batch.mask.bool()
         logprobs, entropy = self.hf.lm_head(
-            hidden[batch.hidden_index[valid]],
-            batch.targets[valid],
-            batch.temperature[valid],
+            hidden[batch.hidden_index[batch.own]],
+            batch.targets[batch.own],
+            batch.temperature[batch.own],
             self.banned if exclude_placeholders else None,
         )
         zeros = logprobs.new_zeros(batch.temperature.shape)
-        if not batch.indices:
-            # An empty micro-batch must still involve every weight in the backward pass.
-            zeros = zeros + 0.0 * hidden.sum() + logprobs.sum()
-        return zeros.masked_scatter(valid, logprobs), zeros.masked_scatter(valid, entropy)
+        if not batch.indices or batch.layout.shard is not None:
+            # A rank without sampled tokens must still involve every weight in the backward pass.
+            zeros = zeros + 0.0 * hidden.sum() + 0.0 * logprobs.sum()
+        outputs = zeros.masked_scatter(batch.own, logprobs), zeros.masked_scatter(batch.own, entropy)
+        if (shard := batch.layout.shard) is None:
+            return outputs
+        logprobs, entropy = sum_over_shards(torch.stack(outputs), shard)
+        return logprobs, entropy
 
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """Return the hidden states after the last norm, `[1, T, H]`."""
@@ -151,19 +165,22 @@ class PolicyModel(nn.Module):
         The merger's features come first; the others are those of deepstack.
         """
         visual = self.hf.model.visual
-        tables = vision_tables(batch.grids, self.shape, batch.pixel_values.device)
-        grids = torch.from_numpy(batch.grids)
         # HF's gradient checkpointing makes the tower's input require a gradient even if the tower is frozen.
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in visual.parameters())
         with torch.set_grad_enabled(trained):
-            pixels = batch.pixel_values.to(visual.dtype)
-            output = visual(pixels, grid_thw=grids, **tables)
-            levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
-            features = torch.cat(levels, dim=-1) if len(levels) > 1 else levels[0]
+            features = compute_features_in_slices(
+                visual, batch.pixel_values, batch.grids, self.shape, self._vision_slice_patches, self._common_count
+            )
         if entries := batch.computed_features:
             for entry, rows in zip(entries, features.split([entry.num_tokens for entry in entries]), strict=True):
                 entry.set(rows)
         return features
+
+    def _common_count(self, count: int) -> int:
+        """Return the maximum of a count over the ranks in lockstep."""
+        if self._lockstep_ranks is None or not self._vision_slice_patches:
+            return count
+        return int(all_reduce_max(count, self._lockstep_ranks))
 
 
 def _enable_packing(text: Any) -> None:

@@ -151,6 +151,7 @@ def replay_update(
         batch.config,
         model=str(model or batch.model or batch.config.model),
         world_size=1,
+        sequence_parallel_size=1,
         replay_dir="",
         max_skipped_updates=2,
         max_restarts=0,

@@ -23,12 +23,13 @@ from torch import Tensor
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
+from vz_ray.learner.advantages import group_advantages, is_informative, turns_with_loss
 from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
 from vz_ray.learner.example import Example, encode_probe, encode_trajectory
 from vz_ray.learner.export import ZeroWeightSource, export_hf
 from vz_ray.learner.frame_cache import FeatureCache
-from vz_ray.learner.grpo_loss import LossInputs, compute_advantages, grpo_loss, is_informative, loss_weights
+from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
 from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
@@ -37,6 +38,7 @@ from vz_ray.learner.micro_batches import InputTimes, MicroBatchLoader, Pixels
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
+from vz_ray.learner.sequence_parallel import check_sequence_parallel
 from vz_ray.learner.state_offload import StateOffloader
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
 from vz_ray.weight_sync import ParityProbe, ProbeScore
@@ -52,15 +54,15 @@ class MiniBatch:
     Attributes:
         trajectories: All trajectories, on every rank.
         examples: The trajectories as arrays.
-        advantages: One per example.
-        loss_weights: One per example; see `grpo_loss.loss_weights`.
+        advantages: Of each example: `[1]`, or one per turn.
+        loss_weights: Of each example, likewise; see `grpo_loss.loss_weights`.
         micro_batches: This rank's micro-batches, as trees of `examples`.
     """
 
     trajectories: list[Trajectory]
     examples: list[Example]
-    advantages: NDArray[np.float64]
-    loss_weights: list[float]
+    advantages: list[NDArray[np.float64]]
+    loss_weights: list[NDArray[np.float64]]
     micro_batches: list[list[PrefixTree]]
 
 
@@ -74,9 +76,9 @@ class Trainer:
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config
         torch.set_num_threads(config.num_threads)
-        self.rank_info = init_distributed(config.timeout_s)
+        self.rank_info = init_distributed(config.timeout_s, config.sequence_parallel_size)
         dtype = training_dtype(config, self.rank_info)
-        self.policy = PolicyModel.from_pretrained(config.model, dtype, chunk=config.logprob_chunk_tokens)
+        self.policy = self._load_policy(config.model, dtype)
         self.image_spec = ImageSpec.from_pretrained(config.model)
         self.micro_batches = MicroBatchLoader(
             config, self.rank_info, self.policy.tokens, self.image_spec, flop_costs(self.policy.shape)
@@ -97,6 +99,18 @@ class Trainer:
         states = (deepspeed.optimizer, deepspeed.basic_optimizer, self.reference_logprobs)
         self._offloader = StateOffloader(deepspeed.module, states, self.rank_info.device)
 
+    def _load_policy(self, directory: str, dtype: torch.dtype) -> PolicyModel:
+        config = self.config
+        policy = PolicyModel.from_pretrained(
+            directory,
+            dtype,
+            chunk=config.logprob_chunk_tokens,
+            vision_slice_patches=config.vision_slice_patches,
+            lockstep_ranks=self.rank_info if config.zero_stage == 3 else None,
+        )
+        check_sequence_parallel(policy.shape, config.sequence_parallel_size)
+        return policy
+
     def _create_reference(self, dtype: torch.dtype) -> tuple[LogprobFn | None, FeatureCache | None]:
         """Return the reference model of the KL term, if it is used, and the feature cache of its tower."""
         config = self.config
@@ -104,9 +118,7 @@ class Trainer:
             return None, None
         if not config.needs_separate_reference:
             return self._base_logprobs, self._feature_cache
-        reference = PolicyModel.from_pretrained(
-            config.reference_model or config.model, dtype, chunk=config.logprob_chunk_tokens
-        )
+        reference = self._load_policy(config.reference_model or config.model, dtype)
         same_tower = config.reference_model in (None, config.model) and self._feature_cache is not None
         cache = self._feature_cache if same_tower else self._create_feature_cache(reference)
         return prepare_frozen(reference, config, self.rank_info), cache
@@ -234,14 +246,15 @@ class Trainer:
             part = groups[start : start + size]
             trajectories = [trajectory for group in part for trajectory in group.trajectories]
             examples = self.encode(trajectories)
-            lengths = [len(example.sampled_positions) for example in examples]
-            advantages = [compute_advantages(group.rewards, loss.advantage_estimator) for group in part]
+            unmasked = [turns_with_loss(trajectory, loss.mask_truncated) for trajectory in trajectories]
+            lengths = [int((e.turn_lengths * turns).sum()) for e, turns in zip(examples, unmasked, strict=True)]
+            weights = loss_weights(lengths, loss.aggregation, loss.fixed_length)
             mini_batches.append(
                 MiniBatch(
                     trajectories=trajectories,
                     examples=examples,
-                    advantages=np.concatenate(advantages),
-                    loss_weights=loss_weights(lengths, loss.aggregation, loss.fixed_length),
+                    advantages=[values for group in part for values in group_advantages(group, loss)],
+                    loss_weights=[weight * turns for weight, turns in zip(weights, unmasked, strict=True)],
                     micro_batches=self.micro_batches.plan(examples),
                 )
             )
@@ -302,8 +315,8 @@ class Trainer:
             no_engine = batch.engine_logprobs.isnan()
             old_logprobs = torch.where(no_engine, learner_old, batch.engine_logprobs)
         inputs = LossInputs(
-            advantages=self._values_of(batch, mini_batch.advantages),
-            weights=self._values_of(batch, mini_batch.loss_weights),
+            advantages=self._per_token(batch, mini_batch.examples, mini_batch.advantages),
+            weights=self._per_token(batch, mini_batch.examples, mini_batch.loss_weights),
             mask=batch.mask,
             old_logprobs=old_logprobs,
             engine_logprobs=batch.engine_logprobs,
@@ -352,10 +365,15 @@ class Trainer:
         if too_many:
             raise too_many_skips_error(skips, saved_batch)
 
-    def _values_of(self, batch: MicroBatch, values: Sequence[float] | NDArray[np.float64]) -> Tensor:
-        """Return the values of the micro-batch's examples, `[B]`; 0 for an empty micro-batch."""
-        selected = [float(values[index]) for index in batch.indices] or [0.0]
-        return torch.tensor(selected, dtype=torch.float32, device=self.rank_info.device)
+    def _per_token(
+        self, batch: MicroBatch, examples: Sequence[Example], values: Sequence[NDArray[np.float64]]
+    ) -> Tensor:
+        """Return the values of the micro-batch's turns per token, `[B, S]`; `[B, 1]` if each example has one value."""
+        rows = [examples[index].per_token(values[index]) for index in batch.indices] or [np.zeros(1)]
+        padded = np.zeros((len(rows), max(map(len, rows))))
+        for target, row in zip(padded, rows, strict=True):
+            target[: len(row)] = row
+        return torch.tensor(padded, dtype=torch.float32, device=self.rank_info.device)
 
     def _throughput(self, examples: Sequence[Example], started: float) -> Metrics:
         seconds = time.perf_counter() - started

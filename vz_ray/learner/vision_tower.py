@@ -3,10 +3,14 @@
 HF's attention layers loop over images (or windows) in Python, index tables are built image by image, and the
 patch projection is a 3D convolution. Here, windows of equal length share one batched attention, tables are
 cached per grid, and the projection is one matrix product.
+
+Many frames pass the tower in slices. A trained tower then keeps only the pixels of a slice and recomputes it in
+the backward pass, so that memory does not grow with the number of frames.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from vz_ray.families import FAMILIES, ModelShape
 
@@ -93,3 +98,64 @@ def vision_tables(grids: NDArray[np.int64], shape: ModelShape, device: torch.dev
     return {
         name: table if isinstance(table, int) else torch.from_numpy(table).to(device) for name, table in tables.items()
     }
+
+
+def slice_frames(grids: NDArray[np.int64], max_patches: int) -> list[slice]:
+    """Split frames into consecutive slices of at most `max_patches` patches; a larger frame is a slice of its own.
+
+    Args:
+        grids: `[N, 3]` patch grids.
+        max_patches: 0 returns one slice.
+    """
+    slices, start, patches = [], 0, 0
+    for index, count in enumerate(grids.prod(axis=1).tolist()):
+        if max_patches and index > start and patches + count > max_patches:
+            slices.append(slice(start, index))
+            start, patches = index, 0
+        patches += count
+    return [*slices, slice(start, len(grids))]
+
+
+def compute_features(visual: Any, pixels: Tensor, grids: NDArray[np.int64], shape: ModelShape) -> Tensor:
+    """Return the features of frames, `[visual tokens, levels * H]`: the merger's, then those of deepstack.
+
+    Args:
+        pixels: `[P, patch elements]`.
+        grids: `[N, 3]` patch grids.
+    """
+    tables = vision_tables(grids, shape, pixels.device)
+    output = visual(pixels.to(visual.dtype), grid_thw=torch.from_numpy(grids), **tables)
+    levels = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+    return torch.cat(levels, dim=-1) if len(levels) > 1 else levels[0]
+
+
+def compute_features_in_slices(
+    visual: Any,
+    pixels: Tensor,
+    grids: NDArray[np.int64],
+    shape: ModelShape,
+    max_patches: int,
+    common_count: Callable[[int], int] = int,
+) -> Tensor:
+    """Return `compute_features` of all frames, at most `max_patches` patches at a time; see `slice_frames`.
+
+    Args:
+        common_count: Returns the number of passes that all ranks make, given this rank's. ZeRO-3 gathers weights in
+            every pass, so that ranks with fewer slices add passes of a blank frame.
+    """
+    slices = slice_frames(grids, max_patches)
+    num_passes = common_count(len(slices))
+    if num_passes == 1:
+        return compute_features(visual, pixels, grids, shape)
+    starts = np.cumsum([0, *grids.prod(axis=1)])
+    inputs = [(pixels[starts[part.start] : starts[part.stop]], grids[part]) for part in slices]
+    blank = np.array([[1, shape.vision.merge_size, shape.vision.merge_size]])
+    inputs += [(pixels.new_zeros(int(blank.prod()), pixels.shape[1]), blank)] * (num_passes - len(slices))
+    features = [
+        checkpoint(compute_features, visual, *part, shape, use_reentrant=False, preserve_rng_state=False)
+        for part in inputs
+    ]
+    computed = torch.cat(features[: len(slices)])
+    for unused in features[len(slices) :]:
+        computed = computed + 0.0 * unused.sum()
+    return computed

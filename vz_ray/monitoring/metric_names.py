@@ -49,6 +49,13 @@ MISMATCH_SEQUENCE_MAX = "mismatch/sequence_abs_max"
 MISMATCH_SEQUENCE_OUTLIERS = "mismatch/sequence_outlier_rate"
 """Trajectories whose probability differs by more than a factor of 2."""
 
+TRUNCATED_WEIGHTS = "correction/truncated_weight_rate"
+"""Sampled tokens whose importance weight is at `learner.loss.tis_cap`. Only with a cap."""
+REJECTED_TOKENS = "correction/rejected_token_rate"
+"""Sampled tokens outside the band of `learner.loss.rejection`. Only with rejection."""
+REJECTED_TRAJECTORIES = "correction/rejected_trajectory_rate"
+"""Trajectories whose tokens are all rejected. Only with rejection."""
+
 STALENESS_PREFIX = "staleness/share_"
 """Prefix, followed by a number of updates: share of sampled tokens of that age."""
 STALENESS_MEAN = "staleness/mean"

@@ -142,8 +142,7 @@ def text_saved_bytes(
 def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, checkpointing: bool) -> int:
     """Return the saved bytes of all blocks, the patch projection, the position embeddings and the mergers.
 
-    The input of a deepstack merger is also the next block's. The features, of all levels, are saved when they
-    replace embeddings; frames that appear once.
+    The input of a deepstack merger is also the next block's. Includes `feature_bytes`.
     """
     block = dtype_bytes * vision.hidden if checkpointing else vision_block_bytes(vision, dtype_bytes)
     rotary = 2 * FP32_BYTES * (vision.hidden // vision.heads)
@@ -153,8 +152,13 @@ def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, c
     positions = (2 + 1) * FP32_BYTES * _INTERPOLATION_CORNERS if vision.position_table else 0
     # Pixels arrive in float32; another dtype makes a copy.
     pixels = dtype_bytes * vision.patch_elements
-    features = dtype_bytes * patches // vision.merge_size**2 * vision.feature_levels * vision.out_hidden
-    return patches * (vision.depth * block + rotary + merger + deepstack + positions + pixels) + features
+    saved = patches * (vision.depth * block + rotary + merger + deepstack + positions + pixels)
+    return saved + feature_bytes(vision, dtype_bytes, patches)
+
+
+def feature_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
+    """Return the bytes of the features of all levels, which replace embeddings; frames that appear once."""
+    return dtype_bytes * patches // vision.merge_size**2 * vision.feature_levels * vision.out_hidden
 
 
 def pixel_input_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
@@ -194,6 +198,12 @@ def _mlp_gradients(text: TextShape, *, experts: bool) -> int:
     if experts and text.experts:
         return 3 * text.experts.token_intermediate + 2 * text.experts.per_token * text.hidden
     return 3 * text.intermediate + 2 * text.hidden
+
+
+def slice_pass_bytes(shape: ModelShape, dtype_bytes: int, patches: int, *, checkpointing: bool) -> int:
+    """Return the bytes of the backward pass of one slice of frames, which starts with its forward pass."""
+    saved = vision_saved_bytes(shape.vision, dtype_bytes, patches, checkpointing=checkpointing)
+    return saved + layer_workspace_bytes(shape, dtype_bytes, 0, patches, checkpointing=checkpointing)
 
 
 def frozen_tower_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:

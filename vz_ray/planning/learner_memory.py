@@ -240,7 +240,11 @@ def _activations(
     saved += activation_memory.head_saved_bytes(text, dtype_bytes, batch.sampled_tokens)
     pixels = activation_memory.pixel_input_bytes(vision, dtype_bytes, batch.patches)
     tower, patches = 0, 0
-    if params.vision:
+    pass_patches = min(batch.patches, learner.vision_slice_patches or batch.patches)
+    sliced = params.vision and pass_patches < batch.patches
+    if sliced:
+        tower = activation_memory.feature_bytes(vision, dtype_bytes, batch.patches)
+    elif params.vision:
         tower = activation_memory.vision_saved_bytes(vision, dtype_bytes, batch.patches, checkpointing=checkpointing)
         patches = batch.patches
     layer = activation_memory.layer_workspace_bytes(
@@ -261,7 +265,11 @@ def _activations(
         head_trained=not learner.lora.rank,
     )
     if not params.vision:
-        layer = max(layer, activation_memory.frozen_tower_bytes(vision, dtype_bytes, batch.patches))
+        layer = max(layer, activation_memory.frozen_tower_bytes(vision, dtype_bytes, pass_patches))
+    if sliced:
+        # The language model's activations are free before the first slice is recomputed.
+        one_pass = activation_memory.slice_pass_bytes(shape, dtype_bytes, pass_patches, checkpointing=checkpointing)
+        layer = max(layer, one_pass - saved)
     return [
         _temporary("activations, language model", saved),
         _temporary("activations, vision tower", tower + pixels),

@@ -15,6 +15,7 @@ from vz_ray.rewards.format import is_well_formed
 from vz_ray.rewards.judge import judge_api_key, prompt_files
 from vz_ray.rewards.judge_protocol import JudgePrompt
 from vz_ray.rewards.multiple_choice import LETTERS, parse_options
+from vz_ray.rewards.turn_rewards import score_turns
 from vz_ray.rewards.user_function import ACCURACY, InvalidEpisode, call_reward_function, load_reward_function
 from vz_ray.utils.errors import UserError
 
@@ -84,7 +85,7 @@ def score_episode(trajectory: Trajectory, task: Task, config: RewardConfig) -> R
         return _invalid_parts(f"failed: {trajectory.error}")
     turns = [turn.text for turn in trajectory.turns]
     accuracy = score_accuracy(trajectory.answer, turns, task, config)
-    parts = _sum_parts(trajectory, turns, accuracy, config)
+    parts = _sum_parts(trajectory, task, turns, accuracy, config)
     if not config.function:
         return parts
     try:
@@ -93,7 +94,7 @@ def score_episode(trajectory: Trajectory, task: Task, config: RewardConfig) -> R
         return _invalid_parts(f"user function: {error}")
     if ACCURACY in user_parts:
         accuracy = AccuracyResult(user_parts.pop(ACCURACY), extra_parts=accuracy.extra_parts)
-    return _sum_parts(trajectory, turns, accuracy, config, user_parts)
+    return _sum_parts(trajectory, task, turns, accuracy, config, user_parts)
 
 
 def _invalid_parts(note: str) -> RewardParts:
@@ -102,6 +103,7 @@ def _invalid_parts(note: str) -> RewardParts:
 
 def _sum_parts(
     trajectory: Trajectory,
+    task: Task,
     turns: Sequence[str],
     accuracy: AccuracyResult,
     config: RewardConfig,
@@ -125,6 +127,7 @@ def _sum_parts(
         tool=tool,
         note=_note(trajectory, accuracy),
         extra={**accuracy.extra_parts, **penalties, **user_parts},
+        turns=score_turns(trajectory, task, config.turns),
     )
 
 

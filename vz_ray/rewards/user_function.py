@@ -32,7 +32,18 @@ from vz_ray.utils import function_loader
 from vz_ray.utils.errors import UserError
 
 ACCURACY = "accuracy"
-RESERVED_NAMES = ("total", "format", "tool", "length", "frames", "judge_score", "valid", "note", "extra")
+RESERVED_NAMES = (
+    "total",
+    "format",
+    "tool",
+    "length",
+    "frames",
+    "judge_score",
+    "valid",
+    "note",
+    "extra",
+    "turn_rewards",
+)
 """Names of the built-in parts and of the fields of `RewardParts`."""
 
 RewardFunction = Callable[[Trajectory, Task, RewardParts], Mapping[str, float]]

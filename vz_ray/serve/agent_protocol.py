@@ -122,7 +122,7 @@ class RequestCompleted:
     """Last event of a request that was answered.
 
     Attributes:
-        text: The answer. Without an answer, the text of the last turn.
+        text: The answer. Without an answer, the text of the last turn outside `<think>`, which may be empty.
         reasoning: Reasoning of the last turn.
         status: `answered`, `no_answer` or `truncated`, from the trajectory; `zoom` before a client's zoom.
         version: Weight version that answered.

@@ -81,6 +81,7 @@ class ChatMessage(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
+    reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=1)] | None = None
 
@@ -127,6 +128,7 @@ class ChatCompletionRequest(StrictModel):
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
+    include_reasoning: Literal[True] | None = None
     n: Literal[1] | None = None
     stop: None = None
     logprobs: Literal[False] | None = None
@@ -292,7 +294,8 @@ def _add_exchange(exchanges: list[ToolExchange], message: ChatMessage, index: in
     """Add a tool call, or the tool message that replies to the last one."""
     if message.tool_calls:
         call = message.tool_calls[0].function
-        exchanges.append(ToolExchange(arguments=call.arguments, reasoning=message.reasoning_content or ""))
+        reasoning = message.reasoning or message.reasoning_content or ""
+        exchanges.append(ToolExchange(arguments=call.arguments, reasoning=reasoning))
         return
     if not follows_call:
         raise invalid_request("a tool message must follow its tool call", param=f"messages.{index}")
@@ -306,6 +309,9 @@ def _add_exchange(exchanges: list[ToolExchange], message: ChatMessage, index: in
 
 def _message_text(message: ChatMessage, path: str, media: list[MediaReference]) -> str:
     """Return the text of a message and append its videos and images to `media`."""
+    if message.content is None and message.role == "assistant":
+        # An earlier reply without an answer.
+        return ""
     if message.content is None:
         raise invalid_request("a message needs content", param=f"{path}.content")
     if isinstance(message.content, str):

@@ -2,9 +2,11 @@
 
 Extensions are separate fields that other clients ignore:
 
-    message   `zooms`, `overviews`, `reasoning_content`
-    delta     `overview`, `zooming`, `zoom`, `reasoning_content`
+    message   `zooms`, `overviews`, `reasoning`, `reasoning_content`
+    delta     `overview`, `zooming`, `zoom`, `reasoning`, `reasoning_content`
     response  `vz_ray`
+
+`reasoning` is vLLM's field and `reasoning_content` that of DeepSeek and SGLang; both have the same text.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ class CompletionBuilder:
     def completion(self, events: Iterable[AgentEvent], result: RequestCompleted) -> Json:
         """Build the `chat.completion` object."""
         events = list(events)
-        message: Json = {"role": "assistant", "content": result.text, "refusal": None}
+        message: Json = {"role": "assistant", "content": result.text or None, "refusal": None}
         if result.reasoning:
-            message["reasoning_content"] = result.reasoning
+            message |= _reasoning(result.reasoning)
         if result.tool_call_arguments:
             message |= {"content": None, "tool_calls": [tool_call(self.id, result)]}
         message["zooms"] = [zoom_to_dict(event) for event in events if isinstance(event, ZoomFinished)]
@@ -72,7 +74,7 @@ class CompletionBuilder:
         match event:
             case TextDelta(_, text, is_answer):
                 self.answer_streamed |= is_answer
-                return self._chunk({"content" if is_answer else "reasoning_content": text})
+                return self._chunk({"content": text} if is_answer else _reasoning(text))
             case OverviewEvent():
                 return self._chunk({"overview": overview_to_dict(event)})
             case ZoomStarted(turn, video, segment, fps):
@@ -83,7 +85,7 @@ class CompletionBuilder:
                 return self._final_chunk(event)
 
     def _final_chunk(self, result: RequestCompleted) -> Json:
-        delta: Json = {} if self.answer_streamed else {"content": result.text}
+        delta: Json = {} if self.answer_streamed or not result.text else {"content": result.text}
         if result.tool_call_arguments:
             delta = {"tool_calls": [{"index": 0, **tool_call(self.id, result)}]}
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason(result)}
@@ -167,6 +169,10 @@ def zoom_to_dict(zoom: ZoomFinished) -> Json:
         "reasoning": zoom.reasoning,
         "latency": {"turn_s": round(zoom.seconds[0], 4), "clip_s": round(zoom.seconds[1], 4)},
     }
+
+
+def _reasoning(text: str) -> Json:
+    return {"reasoning": text, "reasoning_content": text}
 
 
 def _frames(frames: tuple[FrameThumbnail, ...]) -> Json:

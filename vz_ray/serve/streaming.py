@@ -50,7 +50,8 @@ class TagStreamParser:
     """Number of characters that are parsed."""
     open_tag: str = ""
     """The open tag; initially `<think>` if the prompt opened the reasoning."""
-    reasoning: str = ""
+    passages: list[tuple[str, str]] = field(default_factory=list)
+    """Pieces of text outside `<answer>` in order, each after its open tag: `<think>` or empty."""
     answers: list[str] = field(default_factory=list)
 
     def feed(self, text_so_far: str, *, final: bool = False) -> list[tuple[str, bool]]:
@@ -79,6 +80,21 @@ class TagStreamParser:
         """The last answer span, as the environment parses it."""
         return self.answers[-1].strip() if self.answers else ""
 
+    @property
+    def reasoning(self) -> str:
+        """The text outside `<answer>`, without zoom calls."""
+        return "".join(text for _, text in self.passages).strip()
+
+    @property
+    def thought(self) -> str:
+        """The part of `reasoning` inside `<think>`, whether closed or not."""
+        return "".join(text for tag, text in self.passages if tag == REASONING_OPEN).strip()
+
+    @property
+    def untagged(self) -> str:
+        """The part of `reasoning` outside `<think>`."""
+        return "".join(text for tag, text in self.passages if tag != REASONING_OPEN).strip()
+
     def _enter_tag(self, tag: str) -> None:
         self.open_tag = "" if tag.startswith("</") else tag
         if tag == "<answer>":
@@ -91,7 +107,7 @@ class TagStreamParser:
         if is_answer:
             self.answers[-1] += text
         else:
-            self.reasoning += text
+            self.passages.append((self.open_tag, text))
         pieces.append((text, is_answer))
 
 
@@ -165,7 +181,7 @@ class EventTranslator:
             fps=zoom.fps if zoom else None,
             frames=self._thumbnails(clip) if clip else (),
             refused=rejected.message if rejected else "",
-            reasoning=extract_reasoning(turn.text),
+            reasoning=parse_completed_turn(turn.text).reasoning,
             seconds=turn.seconds,
         )
 
@@ -189,11 +205,11 @@ def coalesce(batch: list[AgentEvent], event: AgentEvent) -> list[AgentEvent]:
     return [*batch, event]
 
 
-def extract_reasoning(text: str) -> str:
-    """Return the text of a turn without its zoom call and its answer."""
+def parse_completed_turn(text: str) -> TagStreamParser:
+    """Parse the whole text of a turn."""
     parser = TagStreamParser()
     parser.feed(text, final=True)
-    return parser.reasoning.strip()
+    return parser
 
 
 def client_zoom_result(
@@ -220,7 +236,7 @@ def client_zoom_result(
     visual_tokens = sum(grid.num_visual_tokens(patch_grid) - 1 for patch_grid in patch_grids)
     return RequestCompleted(
         text="",
-        reasoning=extract_reasoning(chat_format.decode_turn(turn_token_ids[-1])),
+        reasoning=parse_completed_turn(chat_format.decode_turn(turn_token_ids[-1])).reasoning,
         status="zoom",
         version=version,
         prompt_tokens=len(last_prompt.compact_ids) + visual_tokens,
@@ -241,12 +257,12 @@ def episode_result(trajectory: Trajectory, version: int) -> RequestCompleted | R
         return RequestFailed(
             "the question and the video's overview are longer than the context", "context_length_exceeded"
         )
-    last = trajectory.turns[-1]
+    last, answer = parse_completed_turn(trajectory.turns[-1].text), trajectory.answer
     gate = trajectory.extra.get("gate")
     completion_tokens = sum(len(turn.action.token_ids) for turn in trajectory.turns)
     return RequestCompleted(
-        text=trajectory.answer if trajectory.answer is not None else extract_reasoning(last.text),
-        reasoning=extract_reasoning(last.text) if trajectory.answer is not None else "",
+        text=last.untagged if answer is None else answer,
+        reasoning=last.thought if answer is None else last.reasoning,
         status=trajectory.status.value,
         version=max(trajectory.weight_versions, default=version),
         prompt_tokens=trajectory.num_tokens - completion_tokens,

@@ -25,7 +25,7 @@ from vz_ray.env.trajectory import EpisodeStatus, SamplingParams
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.eval_metrics import step_metrics
 from vz_ray.eval.runner import evaluate
-from vz_ray.learner.grpo_loss import compute_advantages, is_informative
+from vz_ray.learner.advantages import compute_advantages, is_informative
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger
@@ -57,6 +57,9 @@ LEARNER_METRICS = {
     "mismatch_sequence_abs_mean": metric_names.MISMATCH_SEQUENCE_MEAN,
     "mismatch_sequence_abs_max": metric_names.MISMATCH_SEQUENCE_MAX,
     "mismatch_sequence_outlier_rate": metric_names.MISMATCH_SEQUENCE_OUTLIERS,
+    "truncated_weight_rate": metric_names.TRUNCATED_WEIGHTS,
+    "rejected_token_rate": metric_names.REJECTED_TOKENS,
+    "rejected_trajectory_rate": metric_names.REJECTED_TRAJECTORIES,
     "mismatch_abs_max_stale": "staleness/logprob_abs_max",
     "mismatch_kl_stale": "staleness/kl",
 }

@@ -136,7 +136,8 @@ export class Exchange {
     this.answer = this.#answerText.trim();
     this.#close("no clip was decoded");
     const { status, finish, gated, usage, seconds, model } = this.#result;
-    const incomplete = finish === "length" ? "Truncated: the token limit was reached." : status === "no_answer" ? "The agent gave no answer; this is its last text." : "";
+    const noAnswer = this.answer ? "The agent gave no answer; this is its last text." : "The agent gave no answer, only reasoning.";
+    const incomplete = finish === "length" ? "Truncated: the token limit was reached." : status === "no_answer" ? noAnswer : "";
     this.reply.classList.toggle("incomplete", incomplete !== "");
     if (incomplete) this.footer.append(el("p.error", {}, incomplete));
     else if (gated) this.footer.append(el("p.note", {}, "Answered from the overview: the agent was certain without a zoom."));
