@@ -54,7 +54,7 @@ class Setup:
 
 @pytest.fixture(scope="module")
 def setup(data: TrainingData) -> Setup:
-    """Turns with a clip are zooms with turn rewards; one trajectory is truncated in its last turn."""
+    """Zooms have turn rewards; of each group, one trajectory is truncated and one has a single turn."""
     # A small learning rate: the engine's log-probs stay close to the learner's.
     optimizer = OptimizerConfig(learning_rate=1e-6, weight_decay=0.0)
     trainer = Trainer(small_config(data.model, 0, mini_batch_size=8, optimizer=optimizer))
@@ -99,11 +99,11 @@ def test_every_choice_trains(setup: Setup, name: str) -> None:
 
 def test_rejection_is_reported(setup: Setup) -> None:
     """The first tokens of one of nine trajectories have the ratio e^-1."""
-    tokens = sum(sum(t.loss_mask) for t in setup.data.trajectories)
+    tokens = sum(sum(t.loss_mask) for group in setup.groups for t in group.trajectories)
     metrics = setup.step(CHOICES["icepop"])
     assert metrics["rejected_token_rate"] == pytest.approx(REJECTED_TOKENS / tokens)
     assert (metrics["rejected_trajectory_rate"], metrics["truncated_weight_rate"]) == (0, 0)
-    first = sum(setup.data.trajectories[0].loss_mask)
+    first = sum(setup.groups[0].trajectories[0].loss_mask)
     for name in ("sequence_rejection", "geometric_rejection"):
         metrics = setup.step(CHOICES[name])
         assert metrics["rejected_token_rate"] == pytest.approx(first / tokens)

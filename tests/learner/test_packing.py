@@ -42,6 +42,7 @@ def text_example(length: int, group: str, shared: int = 0, name: str = "") -> Ex
         temperature=zero + 1,
         weight_versions=np.zeros(1, dtype=np.int64),
         after_image=np.zeros(1, dtype=np.bool_),
+        turn_lengths=np.ones(1, dtype=np.int64),
         grids=empty.reshape(0, 3),
         image_starts=empty,
         image_token_counts=empty,

@@ -63,14 +63,14 @@ _SIDE = 8
 """Side of a frame in patches."""
 
 
-def wide_policy(model_type: str, dtype: torch.dtype, *, chunk: int = 64, slice_patches: int = 0) -> PolicyModel:
+def wide_policy(model_type: str, dtype: torch.dtype, *, chunk: int = 64) -> PolicyModel:
     """Return a model of a family with random weights, in training mode."""
     from transformers import AutoModelForImageTextToText
 
     torch.manual_seed(0)
     config = hf_config(WIDE_SHAPES[model_type])
     hf = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    policy = PolicyModel(hf, _TOKENS, chunk=chunk, vision_slice_patches=slice_patches).train()
+    policy = PolicyModel(hf, _TOKENS, chunk=chunk).train()
     assert policy.shape == WIDE_SHAPES[model_type]
     return policy
 
@@ -115,6 +115,7 @@ def _example(ids: Any, sampled: Any, refs: list[FrameRef], per_frame: int) -> Ex
         temperature=np.ones(count, dtype=np.float32),
         weight_versions=np.zeros(count, dtype=np.int64),
         after_image=np.zeros(count, dtype=np.bool_),
+        turn_lengths=np.asarray([count]),
         grids=np.asarray([(1, _SIDE, _SIDE)] * len(refs)),
         image_starts=np.flatnonzero(ids == _TOKENS.image)[::per_frame],
         image_token_counts=np.full(len(refs), per_frame),

@@ -22,6 +22,8 @@ MUTABLE_ON_RESUME = (
     "learner.param_persistence_threshold",
     "learner.offload",
     "learner.gradient_checkpointing",
+    "learner.sequence_parallel_size",
+    "learner.vision_slice_patches",
     "learner.micro_batch_tokens",
     "learner.share_prefixes",
     "learner.prefetch_batches",

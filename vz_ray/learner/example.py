@@ -99,10 +99,6 @@ class Example:
         """Number of tokens to compute: all before the last sampled token, whose state is not used."""
         return int(self.sampled_positions[-1])
 
-    def per_token(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the values of the turns for each sampled token, `[turns]` -> `[S]`, or `[1]` -> `[1]`."""
-        return values if len(values) == 1 else np.repeat(values, self.turn_lengths)
-
     def frame_slice(self, start: int, end: int) -> slice:
         """Return the index range of frames in `token_ids[start:end]`; neither end may be within a frame."""
         first, last = np.searchsorted(self.image_starts, (start, end))

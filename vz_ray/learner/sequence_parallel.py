@@ -20,9 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vz_ray.families import ModelShape
-from vz_ray.utils.errors import UserError
-
 
 @dataclass(frozen=True, slots=True)
 class SequenceShard:
@@ -46,29 +43,6 @@ class SequenceShard:
         """Return start and end of this rank's tokens in a sequence of `padded_length(length)` tokens."""
         own = self.padded_length(length) // self.size
         return self.rank * own, (self.rank + 1) * own
-
-
-def check_sequence_parallel(shape: ModelShape, size: int, key: str = "learner.sequence_parallel_size") -> None:
-    """Check that every rank gets the same number of heads.
-
-    Raises:
-        UserError: The number of ranks does not divide a number of heads. Key and value heads are repeated if there
-            are fewer of them than ranks.
-    """
-    text = shape.text
-    counts = {"attention heads": text.heads}
-    if text.linear:
-        counts |= {"linear key heads": text.linear.key_heads, "linear value heads": text.linear.value_heads}
-    for name, count in counts.items():
-        if count % size:
-            allowed = [n for n in (1, 2, 4, 8, 16) if all(c % n == 0 for c in counts.values())]
-            raise UserError(
-                f"{key} is {size}; it does not divide the model's {count} {name}. Use one of {allowed} for this model"
-            )
-    if text.kv_heads % size and size % text.kv_heads:
-        raise UserError(
-            f"{key} is {size}; the model has {text.kv_heads} key and value heads. Use a divisor or a multiple of them"
-        )
 
 
 def gather_tokens(tensor: Tensor, shard: SequenceShard) -> Tensor:

@@ -38,9 +38,9 @@ from vz_ray.learner.micro_batches import InputTimes, MicroBatchLoader, Pixels
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
-from vz_ray.learner.sequence_parallel import check_sequence_parallel
 from vz_ray.learner.state_offload import StateOffloader
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
+from vz_ray.planning.sequence_parallel import check_sequence_parallel
 from vz_ray.weight_sync import ParityProbe, ProbeScore
 
 LogprobFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
@@ -369,7 +369,9 @@ class Trainer:
         self, batch: MicroBatch, examples: Sequence[Example], values: Sequence[NDArray[np.float64]]
     ) -> Tensor:
         """Return the values of the micro-batch's turns per token, `[B, S]`; `[B, 1]` if each example has one value."""
-        rows = [examples[index].per_token(values[index]) for index in batch.indices] or [np.zeros(1)]
+        rows = [values[index] for index in batch.indices] or [np.zeros(1)]
+        if any(len(row) > 1 for row in rows):
+            rows = [np.repeat(values[index], examples[index].turn_lengths) for index in batch.indices]
         padded = np.zeros((len(rows), max(map(len, rows))))
         for target, row in zip(padded, rows, strict=True):
             target[: len(row)] = row

@@ -29,11 +29,13 @@ class AttentionMemory:
             Otherwise keys and values are repeated for every query head.
         gathered_keys: Keys per token that FlashAttention gathers; each branch repeats its prefix's keys.
         chunk_padding: Tokens per token in the chunks of the delta rule, whose last one is padded in each segment.
+        exchanged: Whether ranks share sequences. The output then exists before and after the exchange.
     """
 
     fused: bool = True
     gathered_keys: float = 1.0
     chunk_padding: float = 1.0
+    exchanged: bool = False
 
     def saved_bytes(self, text: TextShape, dtype_bytes: int) -> int:
         """Return bytes per token and layer of full attention.
@@ -43,7 +45,7 @@ class AttentionMemory:
         concatenated if a part rotates, and is copied.
         """
         keys = round(self.gathered_keys * text.kv_dim) if self.fused else text.query_dim
-        saved = dtype_bytes * (2 * text.query_dim + 2 * keys) + FP32_BYTES * text.heads
+        saved = dtype_bytes * ((2 + self.exchanged) * text.query_dim + 2 * keys) + FP32_BYTES * text.heads
         if text.qk_norm:
             saved += (FP32_BYTES + _normalized_bytes(text, dtype_bytes)) * (text.query_dim + text.kv_dim)
         if text.output_gate:

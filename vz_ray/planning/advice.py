@@ -13,6 +13,7 @@ from vz_ray.families import ModelShape
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.config_changes import format_setting, with_values
 from vz_ray.planning.planner import PlannableConfig, ResourcePlan, make_plan
+from vz_ray.planning.sequence_parallel import SIZES, sequence_parallel_problem
 from vz_ray.utils.errors import UserError
 
 BytesOver = Callable[[ResourcePlan], int]
@@ -133,7 +134,7 @@ def advise(config: PlannableConfig, plan: ResourcePlan, assumptions: Assumptions
     advice = []
     if plan.learner_bytes_over > 0:
         search = _ConfigSearch(config, plan.shape, assumptions, lambda plan: plan.learner_bytes_over)
-        advice.append(_search(search, "learner", plan.learner_bytes_over, _learner_tunables(config)))
+        advice.append(_search(search, "learner", plan.learner_bytes_over, _learner_tunables(config, plan)))
     if plan.engine_bytes_over > 0 and isinstance(config, GrpoRunConfig):
         search = _ConfigSearch(config, plan.shape, assumptions, lambda plan: plan.engine_bytes_over)
         advice.append(_search(search, "engine", plan.engine_bytes_over, _engine_tunables(config, plan)))
@@ -162,8 +163,15 @@ def _search(search: _ConfigSearch, component: str, over_before: int, tunables: S
     return MemoryAdvice(component, tuple(single), ConfigChange(settings, cost, over_before, over_after))
 
 
-def _learner_tunables(config: PlannableConfig) -> list[_Tunable]:
+def _learner_tunables(config: PlannableConfig, plan: ResourcePlan) -> list[_Tunable]:
     learner = config.learner
+    shards = [
+        size
+        for size in SIZES
+        if size > learner.sequence_parallel_size
+        and learner.world_size % size == 0
+        and sequence_parallel_problem(plan.shape, size) is None
+    ]
     max_context = config.episode.max_context
     budgets = sorted({max(max_context, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True)
     tunables: list[tuple[str, Sequence[object], str]] = [
@@ -175,6 +183,7 @@ def _learner_tunables(config: PlannableConfig) -> list[_Tunable]:
         ),
         ("zero_stage", range(learner.zero_stage + 1, 4), "communication"),
         ("gradient_checkpointing", [True] * (not learner.gradient_checkpointing), "a third more FLOPs"),
+        ("sequence_parallel_size", shards, "an exchange of heads and tokens in each layer"),
         ("offload", ["optimizer"] * (learner.offload == "none"), "optimizer step on CPUs, host memory"),
         (
             "offload",

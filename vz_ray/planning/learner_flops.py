@@ -70,6 +70,7 @@ class PassCounts:
         text_backward_factor: Backward FLOPs of text matrices and `lm_head`, in forward passes:
             `BACKWARD_FACTOR`, or `FROZEN_BACKWARD_FACTOR` if only adapters are trained.
         vision_backward_factor: The same for the vision tower; 0 if it is frozen.
+        vision_slices: Whether frames pass a trained vision tower in slices, each of which is recomputed.
     """
 
     updates: int
@@ -77,19 +78,22 @@ class PassCounts:
     checkpointing: bool
     text_backward_factor: int = BACKWARD_FACTOR
     vision_backward_factor: int = BACKWARD_FACTOR
+    vision_slices: bool = False
 
     def model_flops(self, forward: ForwardFlops) -> int:
         """Return FLOPs without recomputation, the numerator of model FLOPs utilization."""
-        return self._flops(forward, recomputed_layers=0, recomputed_logits=0)
+        return self._flops(forward)
 
     def executed_flops(self, forward: ForwardFlops) -> int:
         """Return FLOPs including recomputation by gradient checkpointing and chunked logits."""
-        return self._flops(forward, recomputed_layers=int(self.checkpointing), recomputed_logits=1)
+        return self._flops(forward, int(self.checkpointing), int(self.vision_slices), recomputed_logits=1)
 
-    def _flops(self, forward: ForwardFlops, recomputed_layers: int, recomputed_logits: int) -> int:
+    def _flops(
+        self, forward: ForwardFlops, recomputed_layers: int = 0, recomputed_slices: int = 0, recomputed_logits: int = 0
+    ) -> int:
         vision_passes = 1
         if self.vision_backward_factor:
-            vision_passes += self.vision_backward_factor + recomputed_layers
+            vision_passes += self.vision_backward_factor + recomputed_layers + recomputed_slices
         update = forward.text * (1 + self.text_backward_factor + recomputed_layers)
         update += forward.attention * (1 + BACKWARD_FACTOR + recomputed_layers)
         update += forward.vision * vision_passes

@@ -34,7 +34,7 @@ FRAGMENTATION = 0.05
 
 @dataclass(frozen=True, slots=True)
 class WorstCaseBatch:
-    """The largest micro-batch: one packed sequence.
+    """A rank's part of the largest micro-batch, which is one packed sequence.
 
     Attributes:
         tokens: Tokens of the sequence.
@@ -54,18 +54,26 @@ class WorstCaseBatch:
 def worst_case_batch(
     learner: LearnerConfig, longest: EpisodeBudget, typical: EpisodeBudget, group_size: int
 ) -> WorstCaseBatch:
-    """Return a full micro-batch with the maximum number of frames, and branches of typical episodes."""
+    """Return a full micro-batch with the maximum number of frames, and branches of typical episodes.
+
+    If ranks share the sequence, one of them can hold mostly frames, and one all sampled tokens.
+    """
     tokens = max(learner.micro_batch_tokens, longest.tokens)
     frames = max(longest.frames, tokens // longest.tokens_per_frame)
     sampled_tokens = longest.sampled_tokens * max(1, tokens // longest.tokens)
     branches = split_group(typical, group_size, tokens)[0] if learner.share_prefixes else 1
     prefix = typical.prefix_tokens if branches > 1 else 0
     branch = typical.tokens - prefix
+    ranks = learner.sequence_parallel_size
+    own_tokens = _ceil_div(tokens, ranks)
+    if ranks > 1:
+        # The first and the last frame can be partly on the neighbouring ranks.
+        frames = min(frames, own_tokens // longest.tokens_per_frame + 2)
     return WorstCaseBatch(
-        tokens=tokens,
+        tokens=own_tokens,
         patches=frames * longest.frame.patches,
-        sampled_tokens=min(sampled_tokens, tokens),
-        attention_pairs=max(longest.tokens**2, branches * branch * prefix),
+        sampled_tokens=min(sampled_tokens, own_tokens),
+        attention_pairs=max(longest.tokens**2, branches * branch * prefix) // ranks,
         gathered_keys=1 + branches * prefix / (prefix + branches * branch),
     )
 
@@ -233,7 +241,13 @@ def _activations(
     """Return activations and workspaces. A partly trained vision tower counts as fully trained."""
     dtype_bytes, checkpointing = weight_dtype_bytes(learner), learner.gradient_checkpointing
     text, vision = shape.text, shape.vision
-    attention = activation_memory.AttentionMemory(fused=dtype_bytes < FP32_BYTES, gathered_keys=batch.gathered_keys)
+    ranks = learner.sequence_parallel_size
+    attention = activation_memory.AttentionMemory(
+        fused=dtype_bytes < FP32_BYTES,
+        # With fewer key heads than ranks, several ranks hold the same head.
+        gathered_keys=batch.gathered_keys * max(1.0, ranks / text.kv_heads),
+        exchanged=ranks > 1,
+    )
     saved = activation_memory.text_saved_bytes(
         text, dtype_bytes, batch.tokens, checkpointing=checkpointing, attention=attention
     )

@@ -57,16 +57,18 @@ def learner_time(
     per_micro_batch = max(1, max_tokens // max(tokens))
     groups = plan.batch_size / updates
     micro_batches = math.ceil(groups * len(sequences) / per_micro_batch)
-    micro_steps = math.ceil(micro_batches / ranks)
+    concurrent = ranks // learner.sequence_parallel_size
+    micro_steps = math.ceil(micro_batches / concurrent)
     rate = learner_flops.ComputeRate(ranks, assumptions.peak_tflops * 1e12, assumptions.mfu)
     group_size = plan.group_size if learner.share_prefixes else 1
     batch = plan.batch_size * plan.group_size // group_size
     work = learner_flops.packed_work(plan.shape, episode, batch, group_size, max_tokens, plan.passes, rate)
-    imbalance = micro_steps * ranks / micro_batches
+    imbalance = micro_steps * concurrent / micro_batches
     steps = updates * micro_steps * plan.passes.updates
     return LearnerTime(
         compute_s=work.seconds * imbalance,
-        communication_s=_communication_s(learner, plan, steps, updates, assumptions),
+        communication_s=_communication_s(learner, plan, steps, updates, assumptions)
+        + _exchange_s(learner, plan, work.tokens / ranks, assumptions),
         offload_s=_offload_s(learner, plan, steps, updates, assumptions),
     )
 
@@ -84,6 +86,20 @@ def _communication_s(
     weights = plan.weight_bytes * plan.shape.parameters
     # Forward and backward; and the passes for old log-probs and the reference model.
     return share * micro_steps * (weights * (2 + plan.passes.forward_only) + gradients)
+
+
+def _exchange_s(learner: LearnerConfig, plan: ResourcePlan, tokens: float, assumptions: Assumptions) -> float:
+    """Return the time in which ranks that share sequences exchange queries, keys, values and outputs.
+
+    Args:
+        tokens: Tokens of a rank in one pass of the batch.
+    """
+    size, text = learner.sequence_parallel_size, plan.shape.text
+    per_layer = 2 * text.query_dim + 2 * text.kv_dim * max(1, size // text.kv_heads)
+    # Forward, backward, and the recomputed forward pass.
+    passes = plan.passes.updates * (2 + plan.passes.checkpointing) + plan.passes.forward_only
+    size_bytes = plan.weight_bytes * tokens * text.layers * per_layer * passes
+    return size_bytes * (size - 1) / size / (assumptions.node_gbps * 1e9)
 
 
 def _offload_s(

@@ -25,6 +25,7 @@ from vz_ray.planning.learner_memory import (
     worst_case_batch,
 )
 from vz_ray.planning.model_flops import BACKWARD_FACTOR, FROZEN_BACKWARD_FACTOR
+from vz_ray.planning.sequence_parallel import check_sequence_parallel
 from vz_ray.planning.trainable_params import TrainableParams, count_trainable_params
 from vz_ray.utils.errors import UserError
 
@@ -137,6 +138,7 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
     except ValueError as error:
         raise UserError(str(error)) from error
     learner_config = replace(config.learner, model=config.model)
+    check_sequence_parallel(shape, learner_config.sequence_parallel_size)
     params = count_trainable_params(shape, learner_config)
     uses_reference = learner_config.loss.kl_coef > 0
     has_reference = uses_reference and learner_config.needs_separate_reference
@@ -152,7 +154,10 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
             host_bytes += 2 * shape.parameters
         largest_tensor = shape.text.vocab_size * shape.text.hidden
         learner, engine, handover = take_turns(learner, engine, weight_dtype_bytes(learner_config) * largest_tensor)
-    passes = _passes(config, batch_size, uses_reference, params)
+    passes = replace(
+        _passes(config, batch_size, uses_reference, params),
+        vision_slices=0 < learner_config.vision_slice_patches < worst_case.patches,
+    )
     rate = learner_flops.ComputeRate(learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu)
     max_tokens = max(learner_config.micro_batch_tokens, typical.tokens)
     packed = learner_flops.packed_work(shape, typical, batch_size, group_size, max_tokens, passes, rate)
