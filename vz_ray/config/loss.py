@@ -35,6 +35,9 @@ class LossConfig(Section):
     """Coefficient of the turn rewards with `turn_credit: shaped`."""
     turn_discount: float = number(0.9, above=0, maximum=1)
     """Discount per turn with `turn_credit: returns`."""
+    frame_tie_break: float = number(0.0, minimum=0)
+    """Maximum reduction of the reward of a correct sample that zoomed into more frames than another correct sample with
+    the same reward; 0 disables it."""
     mask_truncated: str = choice("none", "turn", "episode")
     """Sampled tokens without loss. `turn`: of turns that reached their token limit; `episode`: of truncated
     episodes."""
@@ -57,7 +60,12 @@ class LossConfig(Section):
     kl_cap: float | None = number(None, above=0)
     """Maximum absolute KL estimate of a token, in nats; the gradient beyond is 0. Null disables the cap."""
     entropy_coef: float = number(0.001, minimum=0)
-    """Coefficient of the entropy bonus."""
+    """Coefficient of the entropy bonus; the initial one with an `entropy_target`."""
+    entropy_target: float | None = number(None, above=0)
+    """Minimum entropy per token in nats: the coefficient grows by `entropy_step` after a step below it, and shrinks
+    after others, whose bonus is 0; null keeps the coefficient."""
+    entropy_step: float = number(0.001, above=0)
+    """Change of the coefficient per step with an `entropy_target`."""
     tis_cap: float | None = number(None, above=0)
     """Cap C of the truncated importance weight min(exp(old - engine), C); null disables the weight."""
     tis_level: str = choice("token", "sequence")
@@ -78,6 +86,12 @@ class LossConfig(Section):
         self._check_unused("clip_ratio_c", "policy_loss", "clip")
         for key in ("rejection_low", "rejection_high"):
             self._check_unused(key, "rejection", "token", "sequence", "geometric")
+        if self.entropy_target is None and self._is_set("entropy_step"):
+            raise InvalidValueError(
+                "entropy_step",
+                f"is {self.entropy_step} and entropy_target is null; it has no effect, set entropy_target",
+                "entropy_target",
+            )
         if self.tis_cap is None and self.tis_level != "token":
             raise InvalidValueError(
                 "tis_level", f"is {self.tis_level!r} and tis_cap is null; it has no effect, set tis_cap", "tis_cap"

@@ -50,6 +50,12 @@ class TrainConfig(Section):
     """Tasks (groups) per step (paper: 128)."""
     group_size: int = number(16, minimum=2)
     """Samples per task (paper: 16)."""
+    min_overview_frames: int = number(0, minimum=0)
+    """Minimum frames of the overview in training: each group gets a number between it and
+    `episode.overview_frames`, so that some overviews need a zoom. 0 always uses `episode.overview_frames`."""
+    max_skip_rate: float = number(0.0, minimum=0, maximum=0.95)
+    """Maximum probability to skip a task in an epoch, reached by tasks whose groups always had equal rewards; 0 draws
+    every task once per epoch."""
     extra_samples: int = number(0, minimum=0)
     """Extra samples per task; the first `group_size` that finish are kept. Groups then do not wait for their
     longest episodes, which biases training towards short ones; 0 has no bias."""
@@ -210,6 +216,14 @@ class GrpoRunConfig(RolloutRunConfig):
                 "train.max_staleness",
             )
         self._check_turn_credit()
+        self._check_frame_tie_break()
+        if self.train.min_overview_frames > self.episode.overview_frames:
+            raise InvalidValueError(
+                "train.min_overview_frames",
+                f"is {self.train.min_overview_frames}; it must be at most episode.overview_frames "
+                f"({self.episode.overview_frames})",
+                "episode.overview_frames",
+            )
         if self.train.colocate:
             self._check_colocation()
         if self.shares_gpus:
@@ -232,6 +246,20 @@ class GrpoRunConfig(RolloutRunConfig):
                 f"is {getattr(rewards, key)} and learner.loss.turn_credit is 'none'; it has no effect, set "
                 "learner.loss.turn_credit to shaped or returns",
                 "learner.loss.turn_credit",
+            )
+
+    def _check_frame_tie_break(self) -> None:
+        """Check that breaking ties keeps the order of different rewards."""
+        coef, reward = self.learner.loss.frame_tie_break, self.reward
+        weights = {name: getattr(reward, name) for name in ("accuracy", "format", "tool")}
+        smallest = min((name for name in weights if weights[name]), key=lambda name: weights[name], default="")
+        if coef and (not smallest or coef >= weights[smallest]):
+            limit = weights[smallest] if smallest else 0.0
+            raise InvalidValueError(
+                "learner.loss.frame_tie_break",
+                f"is {coef:g}; it must be below the smallest weight of the reward, reward.{smallest or 'accuracy'} "
+                f"({limit:g}), or the number of frames outweighs it",
+                f"reward.{smallest or 'accuracy'}",
             )
 
     @property

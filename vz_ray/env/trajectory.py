@@ -322,6 +322,11 @@ class Trajectory:
         return sum(turn.zoom is not None for turn in self.turns)
 
     @property
+    def num_zoom_frames(self) -> int:
+        """Number of frames that zooms returned; the policy does not choose those of the overview."""
+        return len(self.frame_refs) - len(self.prompt.frame_refs)
+
+    @property
     def retryable(self) -> bool:
         """Whether a retry of the episode or of the judge may succeed."""
         return self.status is EpisodeStatus.FAILED or (self.reward is not None and self.reward.judge_failed)

@@ -26,6 +26,7 @@ from vz_ray.learner import checkpoint
 from vz_ray.learner.advantages import group_advantages, is_informative, turns_with_loss
 from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
+from vz_ray.learner.entropy import EntropyController
 from vz_ray.learner.example import Example, encode_probe, encode_trajectory
 from vz_ray.learner.export import ZeroWeightSource, export_hf
 from vz_ray.learner.frame_cache import FeatureCache
@@ -94,6 +95,7 @@ class Trainer:
         frozen_tower = not any(parameter.requires_grad for parameter in vision_tower.parameters())
         self._feature_cache = self._create_feature_cache(self.policy) if frozen_tower else None
         self.engine = TrainEngine(self.policy, config, self.rank_info)
+        self._entropy = EntropyController(config.loss.entropy_coef)
         self.reference_logprobs, self._reference_cache = self._create_reference(dtype)
         deepspeed = self.engine.deepspeed
         states = (deepspeed.optimizer, deepspeed.basic_optimizer, self.reference_logprobs)
@@ -175,7 +177,11 @@ class Trainer:
                 step_metrics = self._update(mini_batch, fixed_logprobs[index], pixels, grpo_metrics)
                 self._handle_skipped(step_metrics, mini_batch.trajectories, "grpo", weight_version)
         examples = [example for mini_batch in mini_batches for example in mini_batch.examples]
-        return metrics | grpo_metrics.compute(self.rank_info) | self._throughput(examples, started)
+        metrics |= grpo_metrics.compute(self.rank_info)
+        if self.config.loss.entropy_target is not None:
+            metrics["entropy_coef"] = self._entropy.apply(self.config.loss).entropy_coef
+            self._entropy.update(metrics["entropy"], self.config.loss)
+        return metrics | self._throughput(examples, started)
 
     @torch.no_grad()
     def compute_logprobs(self, trajectories: Sequence[Trajectory], pixels: Pixels) -> list[NDArray[np.float32]]:
@@ -222,11 +228,15 @@ class Trainer:
         for cache in (self._feature_cache, self._reference_cache):
             if cache is not None:
                 cache.clear()
-        checkpoint.save_checkpoint(Path(directory), self.engine, self.rank_info, self.config, self._offloader.on_host)
+        checkpoint.save_checkpoint(
+            Path(directory), self.engine, self.rank_info, self.config, self._offloader.on_host, self._entropy
+        )
 
     def load_checkpoint(self, directory: str | Path) -> None:
         """Restore a checkpoint of any world size and ZeRO stage; see `checkpoint.load_checkpoint`."""
-        checkpoint.load_checkpoint(Path(directory), self.engine, self.rank_info, self.config)
+        meta = checkpoint.load_checkpoint(Path(directory), self.engine, self.rank_info, self.config)
+        if meta.entropy is not None and self.config.loss.entropy_target is not None:
+            self._entropy = EntropyController(**meta.entropy)
 
     def export_hf(self, directory: str | Path) -> None:
         """Write an HF checkpoint directory with tokenizer and processor; see `export.export_hf`."""
@@ -322,7 +332,7 @@ class Trainer:
             engine_logprobs=batch.engine_logprobs,
             ref_logprobs=None if reference is None else reference.to(device),
         )
-        loss, sums = grpo_loss(logprobs, entropy, inputs, self.config.loss)
+        loss, sums = grpo_loss(logprobs, entropy, inputs, self._entropy.apply(self.config.loss))
         self.engine.backward(loss)
         grpo_metrics.add(sums, logprobs.detach() - old_logprobs, learner_old, batch)
 

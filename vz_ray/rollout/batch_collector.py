@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task_sampler import StepTaskSampler
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import Group, SamplingParams
@@ -25,6 +26,16 @@ class RolloutBatch:
     kept: list[Group] = field(default_factory=list)
     sampled: list[tuple[Task, Group]] = field(default_factory=list)
 
+    @property
+    def informative(self) -> dict[str, bool]:
+        """Whether the group of each task is kept, by task id; without groups that a failure made invalid."""
+        kept = {group.task_id for group in self.kept}
+        return {
+            task.task_id: task.task_id in kept
+            for task, group in self.sampled
+            if all(trajectory.reward is not None and trajectory.reward.valid for trajectory in group.trajectories)
+        }
+
 
 async def collect_batch(
     scheduler: RolloutScheduler,
@@ -38,6 +49,7 @@ async def collect_batch(
     sampling: SamplingParams,
     keep: Callable[[Group], bool],
     extra_samples: int = 0,
+    episode_config: Callable[[Task], EpisodeConfig | None] = lambda _: None,
 ) -> RolloutBatch:
     """Sample tasks until `batch_size` groups are kept or `max_sampled_tasks` tasks are used.
 
@@ -54,12 +66,19 @@ async def collect_batch(
         sampling: Sampling parameters.
         keep: Return whether a group is informative.
         extra_samples: See `RolloutScheduler.rollout_group`.
+        episode_config: Return the episode config of a task; None is that of the workers.
     """
     batch, running = RolloutBatch(), set[asyncio.Task[tuple[Task, Group]]]()
 
     async def rollout(task: Task) -> tuple[Task, Group]:
         group = await scheduler.rollout_group(
-            task, group_size, sampling, tracker, step=step, extra_samples=extra_samples
+            task,
+            group_size,
+            sampling,
+            tracker,
+            step=step,
+            episode_config=episode_config(task),
+            extra_samples=extra_samples,
         )
         return task, group
 

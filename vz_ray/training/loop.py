@@ -12,20 +12,24 @@ train on it. With k > 0, rollout continues during the learner step, and a token 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import zip_longest
 
+from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.data.episode_record import EpisodeRecord, append_records
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.data.task_sampler import TaskSampler
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeStatus, SamplingParams
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.eval_metrics import step_metrics
 from vz_ray.eval.runner import evaluate
-from vz_ray.learner.advantages import compute_advantages, is_informative
+from vz_ray.learner.advantages import is_informative, outcome_advantages
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger
@@ -45,6 +49,7 @@ from vz_ray.weight_sync import PublishReport
 LEARNER_METRICS = {
     "loss": metric_names.LOSS,
     "entropy": metric_names.ENTROPY,
+    "entropy_coef": metric_names.ENTROPY_COEF,
     "kl": metric_names.KL_TO_REFERENCE,
     "grad_norm": metric_names.GRAD_NORM,
     "skipped": metric_names.SKIPPED_UPDATES,
@@ -133,7 +138,7 @@ async def train(
                 progress.show_metrics({name: row[name] for name in PROGRESS_METRICS if name in row})
                 check_mismatch(row, config)
 
-                state.finish_step()
+                state.finish_step(batch.informative)
                 stage.advance()
                 await validate_and_checkpoint(config, state, run_dir, runtime, metric_logger, row)
                 monitor.on_step_end(state.step - 1)
@@ -163,6 +168,7 @@ async def record_episodes(
         **step_metrics(records),
         **rollout_metrics.compute(worker_stats, sum(timer.seconds.values())),
         "data/epoch": state.task_sampler.epoch,
+        metric_names.SKIP_RATE: state.task_sampler.skip_rate,
     }
 
 
@@ -172,9 +178,9 @@ async def initialize_state(config: GrpoRunConfig, run_dir: RunDir, runtime: Runt
     check_videos(tasks, config.data.train)
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is None:
-        state = TrainingState(TaskSampler(tasks, config.seed))
+        state = TrainingState(TaskSampler(tasks, config.seed, config.train.max_skip_rate))
     else:
-        state = TrainingState.load(checkpoint, tasks)
+        state = TrainingState.load(checkpoint, tasks, config.train.max_skip_rate)
         await runtime.learner.load_checkpoint(checkpoint / LEARNER_DIR)
     delete_outputs_from(run_dir, state.step)
     # The engines may hold the model of another stage under a higher version.
@@ -197,7 +203,22 @@ async def collect_step_batch(config: GrpoRunConfig, state: TrainingState, runtim
         extra_samples=train_config.extra_samples,
         sampling=SamplingParams(train_config.temperature, 1.0, config.episode.max_turn_tokens, config.seed),
         keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
+        episode_config=lambda task: draw_episode_config(config, step, task),
     )
+
+
+def draw_episode_config(config: GrpoRunConfig, step: int, task: Task) -> EpisodeConfig | None:
+    """Return the config of a group's episodes, with the overview's frames drawn from `train.min_overview_frames` to
+    `episode.overview_frames`. It depends only on seed, step and task.
+
+    Returns:
+        None if the workers' config is used.
+    """
+    if not config.train.min_overview_frames:
+        return None
+    rng = random.Random(f"{config.seed}/{step}/{task.task_id}")
+    frames = rng.randint(config.train.min_overview_frames, config.episode.overview_frames)
+    return replace(config.episode, overview_frames=frames)
 
 
 async def next_batch(
@@ -281,12 +302,11 @@ async def save_checkpoint(
 def episode_records(batch: RolloutBatch, step: int, config: GrpoRunConfig) -> list[EpisodeRecord]:
     """Return a record of every sampled episode; records of kept groups include the advantage."""
     kept_groups = {id(group) for group in batch.kept}
-    estimator = config.learner.loss.advantage_estimator
     records = []
     for task, group in batch.sampled:
         advantages: list[float] = []
         if id(group) in kept_groups:
-            advantages = [float(value) for value in compute_advantages(group.rewards, estimator)]
+            advantages = outcome_advantages(group, config.learner.loss).tolist()
         records += [
             EpisodeRecord(task, trajectory, "train", step, advantage)
             for trajectory, advantage in zip_longest(group.trajectories, advantages)
