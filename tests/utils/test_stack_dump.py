@@ -107,7 +107,7 @@ def test_innermost_package_frame_skips_other_code_and_waits() -> None:
     )
     assert innermost_package_frame(stacks) == "_update (vz_ray/learner/trainer.py:4)"
     assert innermost_package_frame(stacks.replace(package, "/elsewhere")) == ""
-    assert "in code outside vz_ray" in dump_stacks(replace(dumper, pid=os.getpid()))[0]
+    assert "in code outside vz_ray" in dump_stacks(replace(dumper, output=replace(dumper.output, pid=os.getpid())))[0]
 
 
 def test_threads_are_listed_by_name_and_function() -> None:

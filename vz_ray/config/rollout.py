@@ -82,7 +82,7 @@ class RolloutConfig(Section):
     engine: EngineConfig = field(default_factory=EngineConfig)
     """The vLLM engine of each worker."""
     num_workers: int = 1
-    """Rollout workers; with `max_workers` the minimum, and 0 then stops every idle worker."""
+    """Workers; with `max_workers` the minimum, and 0 then stops every idle worker."""
     max_workers: int = 0
     """Maximum workers, started while episodes queue, so that Ray's autoscaler adds nodes; 0 keeps
     `num_workers`."""

@@ -32,7 +32,7 @@ from vz_ray.learner.lora import base_parameter_name, has_adapters, lora_deltas, 
 from vz_ray.learner.policy_model import load_pretrained
 from vz_ray.learner.state_offload import StateOffloader
 from vz_ray.learner.zero_state import WEIGHTS
-from vz_ray.weight_sync.weight_source import split_into_buckets
+from vz_ray.weight_sync.weight_source import StoredLayout, split_into_buckets
 from vz_ray.weight_sync.weight_version import TensorSpec, dtype_name
 
 _SHARD_BYTES = 4 << 30
@@ -53,6 +53,7 @@ class ZeroWeightSource:
 
     def __init__(self, hf: nn.Module, offloader: StateOffloader | None = None) -> None:
         self._offloader = offloader
+        self._layout = StoredLayout(hf)
         named = ((base_parameter_name(name), parameter) for name, parameter in hf.named_parameters())
         self._parameters = {name: parameter for name, parameter in named if name is not None}
         self._deltas = lora_deltas(hf)
@@ -60,7 +61,7 @@ class ZeroWeightSource:
     def specs(self) -> list[TensorSpec]:
         """Return names, dtypes and whole shapes, without moving data."""
         return [
-            TensorSpec(name, dtype_name(p.dtype), tuple(getattr(p, "ds_shape", p.shape)))
+            TensorSpec(name, dtype_name(p.dtype), self._layout.shape(name, tuple(getattr(p, "ds_shape", p.shape))))
             for name, p in self._parameters.items()
         ]
 
@@ -71,7 +72,10 @@ class ZeroWeightSource:
             parameters = [self._parameters[name] for name in names]
             added = [delta for name in names if (delta := self._deltas.get(name))]
             with self._whole([*parameters, *(p for delta in added for p in (delta.a, delta.b))]) as whole:
-                yield {name: self._merged(name, p, whole) for name, p in zip(names, parameters, strict=True)}
+                yield {
+                    name: self._layout.tensor(name, self._merged(name, p, whole))
+                    for name, p in zip(names, parameters, strict=True)
+                }
 
     @contextmanager
     def _whole(self, parameters: list[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:

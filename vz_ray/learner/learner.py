@@ -171,10 +171,9 @@ class Learner:
         return {**metrics, "groups_unreadable": len(unreadable)}
 
     async def request_stop(self) -> None:
-        """Ask the ranks to drop the GRPO step that they compute.
+        """Ask the ranks to drop the GRPO step that they compute, and all later ones.
 
-        Its call raises `StepStopped` before the next micro-batch, unless the step has changed the weights: then it
-        ends normally. Later steps raise at once.
+        Its call raises `StepStopped` before the next micro-batch; without a further one, it ends normally.
 
         Raises:
             ProcessEndedError: Rank 0 died.

@@ -6,8 +6,8 @@
     log metrics; validate and write a checkpoint on schedule
 
 With `train.colocate`, engines and learner alternate on the same GPUs; see `gpu_handover.py`.
-A stop request is honoured in every phase; what survives is the last completed step. A learner step is dropped unless
-it has changed the weights, a publish and a validation are left out.
+A stop request is honoured in every phase; what survives is the last completed step. A learner step is dropped
+before its next micro-batch, a publish and a validation are left out.
 
 With `train.max_staleness: 0` rollout and learning alternate, and every token comes from the weights that
 train on it. With k > 0, rollout continues during the learner step, and a token is at most k updates old.
@@ -32,7 +32,7 @@ from vz_ray.env.trajectory import SamplingParams
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.eval_metrics import step_metrics
 from vz_ray.eval.runner import evaluate
-from vz_ray.learner.advantages import is_informative
+from vz_ray.learner.advantages import is_trainable
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger
@@ -41,12 +41,20 @@ from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.batch_collector import RolloutBatch, collect_batch
 from vz_ray.rollout.batch_prefetcher import BatchPrefetcher
 from vz_ray.rollout.rollout_metrics import RolloutMetrics
+from vz_ray.rollout.teacher_scorer import teacher_metrics
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.gpu_handover import GpuHandover
 from vz_ray.training.state import LEARNER_DIR, TrainingState, delete_outputs_from, latest_checkpoint
-from vz_ray.training.step_metrics import batch_metrics, check_batch, check_mismatch, episode_records, staleness_metrics
-from vz_ray.utils.interrupt import Interrupt, StepStopped, StopRequested
+from vz_ray.training.step_metrics import (
+    batch_metrics,
+    check_batch,
+    check_mismatch,
+    check_teacher,
+    episode_records,
+    staleness_metrics,
+)
+from vz_ray.utils.interrupt import Interrupt, StepStopped, StopRequested, describe_saved
 from vz_ray.weight_sync import PublishReport
 
 PROGRESS_METRICS = (
@@ -92,7 +100,8 @@ async def train(
                 timer = _PhaseTimer(monitor)
                 with timer.phase("rollout"):
                     batch = await next_batch(state, runtime, prefetcher, interrupt)
-                    check_batch(batch)
+                    check_batch(batch, rewards_needed=not config.teacher.distills_only)
+                    check_teacher(batch, runtime)
                 if config.train.colocate:
                     with timer.phase("sleep"):
                         await interrupt.run_interruptible(handover.give_to_learner(runtime.learner))
@@ -142,6 +151,7 @@ async def record_episodes(
     worker_stats = await runtime.scheduler.pool.worker_stats()
     return {
         **step_metrics(records),
+        **teacher_metrics(batch),
         **rollout_metrics.compute(worker_stats, sum(timer.seconds.values())),
         "data/epoch": state.task_sampler.epoch,
         metric_names.SKIP_RATE: state.task_sampler.skip_rate,
@@ -178,7 +188,8 @@ async def collect_step_batch(config: GrpoRunConfig, state: TrainingState, runtim
         group_size=train_config.group_size,
         extra_samples=train_config.extra_samples,
         sampling=SamplingParams(train_config.temperature, 1.0, config.episode.max_turn_tokens, config.seed),
-        keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
+        keep=lambda group: is_trainable(group, config.learner.loss),
+        score=None if runtime.teacher is None else runtime.teacher.score_group,
         episode_config=lambda task: draw_episode_config(config, step, task),
     )
 
@@ -206,6 +217,7 @@ async def next_batch(
         StopRequested: A stop was requested.
         LearnerDiedError: A rank of the learner died while the batch was rolled out.
     """
+    interrupt.raise_if_requested()
     return await interrupt.run_interruptible(runtime.learner.run_with_health_check(prefetcher.get_batch(state.step)))
 
 
@@ -215,7 +227,7 @@ async def learner_step(
     """Update the weights and return the learner's metrics.
 
     Raises:
-        StopRequested: A stop was requested before the first update; the weights have not changed.
+        StopRequested: A stop was requested before the last micro-batch; the weights are those before the step.
         LearnerDiedError: A rank of the learner died.
     """
     with runtime.scheduler.pool.keep_workers():
@@ -264,8 +276,7 @@ async def _checkpoint_on_stop(
         await prefetcher.cancel()
         if state.step:
             await save_checkpoint(state, config, run_dir, runtime)
-        saved = f"saved the run after {state.step} steps" if state.step else "no step was completed"
-        raise StopRequested(f"{stop}; {saved}", stop.resume_hint) from None
+        raise StopRequested(f"{stop}; {describe_saved(state.step)}", stop.resume_hint) from None
 
 
 async def validate(config: GrpoRunConfig, state: TrainingState, run_dir: RunDir, runtime: Runtime) -> dict[str, float]:

@@ -12,6 +12,7 @@ from vz_ray.learner.advantages import outcome_advantages
 from vz_ray.monitoring import metric_names
 from vz_ray.rollout.batch_collector import RolloutBatch
 from vz_ray.rollout.batch_prefetcher import staleness_histogram
+from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.state import TrainingState
 from vz_ray.utils.errors import UserError
 from vz_ray.weight_sync import PublishReport
@@ -21,6 +22,7 @@ LEARNER_METRICS = {
     "entropy": metric_names.ENTROPY,
     "entropy_coef": metric_names.ENTROPY_COEF,
     "kl": metric_names.KL_TO_REFERENCE,
+    "teacher_kl": metric_names.TEACHER_KL,
     "grad_norm": metric_names.GRAD_NORM,
     "skipped": metric_names.SKIPPED_UPDATES,
     "mismatch_abs_max": metric_names.MISMATCH_LOGPROB_MAX,
@@ -47,7 +49,7 @@ def episode_records(batch: RolloutBatch, step: int, config: GrpoRunConfig) -> li
     records = []
     for task, group in batch.sampled:
         advantages: list[float] = []
-        if id(group) in kept_groups:
+        if id(group) in kept_groups and len(group.rewards) == len(group.trajectories):
             advantages = outcome_advantages(group, config.learner.loss).tolist()
         records += [
             EpisodeRecord(task, trajectory, "train", step, advantage)
@@ -56,8 +58,11 @@ def episode_records(batch: RolloutBatch, step: int, config: GrpoRunConfig) -> li
     return records
 
 
-def check_batch(batch: RolloutBatch) -> None:
+def check_batch(batch: RolloutBatch, *, rewards_needed: bool = True) -> None:
     """Check that an episode of the batch succeeded and was scored; otherwise the next batch would fail too.
+
+    Args:
+        rewards_needed: Whether the loss uses the rewards.
 
     Raises:
         UserError: All episodes failed, or none was scored.
@@ -68,10 +73,20 @@ def check_batch(batch: RolloutBatch) -> None:
             f"all {len(trajectories)} episodes of the step failed; the first error: {trajectories[0].error}"
         )
     rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
-    if rewards and not any(reward.valid for reward in rewards):
+    if rewards_needed and rewards and not any(reward.valid for reward in rewards):
         raise UserError(
             f"all {len(rewards)} scored episodes of the step are invalid; the last reason: {rewards[-1].note}"
         )
+
+
+def check_teacher(batch: RolloutBatch, runtime: Runtime) -> None:
+    """Check that the teacher, if there is one, scored a group of the batch.
+
+    Raises:
+        UserError: Every group was left out because its frames cannot be decoded again.
+    """
+    if runtime.teacher is not None and runtime.teacher.last_unreadable and not batch.kept:
+        raise UserError(f"the teacher scored no group of the step; the last reason: {runtime.teacher.last_unreadable}")
 
 
 def check_mismatch(row: Mapping[str, float], config: GrpoRunConfig) -> None:
