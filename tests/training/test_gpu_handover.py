@@ -177,7 +177,7 @@ async def test_stop_during_publish_or_validation_saves_the_step(
         run.later_publish = hang
     else:
         monkeypatch.setattr(loop, "validate", hang)
-    with Interrupt() as interrupt, pytest.raises(StopRequested, match="saved the run after 1 step$"):
+    with Interrupt() as interrupt, pytest.raises(StopRequested, match=r"saved the run after 1 step$"):
         await run.train(interrupt)
     assert [path.name for path in list_checkpoints(run.dir)] == ["step-000001"]
     assert [row["step"] for row in read_metrics(run.dir.metrics)] == [0]

@@ -95,7 +95,7 @@ class StoredLayout:
 
     def is_transposed(self, name: str) -> bool:
         """Return whether checkpoints hold a parameter with its last two dimensions exchanged."""
-        return self._family is not None and self._family.is_storedis_transposed(name)
+        return self._family is not None and self._family.is_stored_transposed(name)
 
     def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a parameter in checkpoints."""
