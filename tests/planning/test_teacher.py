@@ -65,8 +65,10 @@ def test_scores_are_part_of_the_rollout() -> None:
     assumptions = Assumptions()
     config, plan = make(*TEACHER)
     assert plan.teacher is not None
-    episodes = config.train.batch_size * config.train.group_size
-    assert plan.teacher.step_s == pytest.approx(episodes * plan.teacher.episode_s / 2)
+    assert plan.teacher.step_s == pytest.approx(config.train.batch_size * plan.teacher.group_s / 2)
+    single = make(*TEACHER, "train.group_size=1", "teacher.reward_weight=0")[1].teacher
+    assert single is not None
+    assert single.group_s < plan.teacher.group_s < config.train.group_size * single.group_s, "the prompt is shared"
     slow = step_time(config, plan, assumptions)
     assert slow.rollout_s == pytest.approx(plan.teacher.step_s + plan.teacher.group_s)
     many, fast_plan = make(*TEACHER, "teacher.num_workers=64")
@@ -106,5 +108,5 @@ def test_plan_names_the_teacher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert run_command(monkeypatch, "plan", RECIPE, STUDENT, *TEACHER) == 0
     page = " ".join(capsys.readouterr().out.split())
     assert "GPU memory: teacher, 2 GPUs" in page
-    assert "Teacher: 2 more GPUs. It scores a typical episode in" in page
+    assert "Teacher: 2 more GPUs. It scores a step in" in page
     assert "teacher: fits" in page

@@ -250,9 +250,8 @@ _WORK_ROWS: list[tuple[str, Callable[[LearnerWork], str]]] = [
 def _teacher(teacher: TeacherPlan) -> Text:
     gpus = "GPU" if teacher.num_gpus == 1 else "GPUs"
     return Text(
-        f"Teacher: {teacher.num_gpus} more {gpus}. It scores a typical episode in {teacher.episode_s:.2f} s and a step "
-        f"in {format_duration(teacher.step_s)}, while episodes are sampled; the last group takes "
-        f"{format_duration(teacher.group_s)} more. Both are part of the rollout above."
+        f"Teacher: {teacher.num_gpus} more {gpus}. It scores a step in {format_duration(teacher.step_s)} while episodes "
+        f"are sampled; the last group takes {format_duration(teacher.group_s)} more. Both are part of the rollout above."
     )
 
 

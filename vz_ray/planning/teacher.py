@@ -1,7 +1,7 @@
 """Memory and speed of the teacher of on-policy distillation.
 
-The teacher has its own GPUs. It scores each group when its rollout ends: one prefill per episode, without the prefix
-cache and without sampling.
+The teacher has its own GPUs. It scores each group when its rollout ends: one prefill per episode, without sampling. The
+prompt is assumed to be computed once per group, and no sample to begin with the tokens of another one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ class TeacherPlan:
 
     Attributes:
         memory: Memory of each engine.
-        episode_s: Time of an engine to score a typical episode.
         step_s: Time of all engines to score the groups of a step; most of it overlaps with the rollout.
         group_s: Time of one engine to score a group: the part after the last rollout.
     """
 
     memory: EngineMemory
-    episode_s: float
     step_s: float
     group_s: float
 
@@ -92,11 +90,8 @@ def plan_teacher(
     )
     footprint = replace(memory.footprint, component="teacher", items=(*memory.footprint.items, logits))
     speed = EngineSpeed.of_gpus(shape, assumptions, teacher.engine.tensor_parallel_size)
-    episode_s = speed.prefill_s(typical.tokens, typical.frames, typical.frame.tokens)
-    group_s = config.train.group_size * episode_s
-    return TeacherPlan(
-        replace(memory, footprint=footprint),
-        episode_s,
-        config.train.batch_size * group_s / teacher.worker_limit,
-        group_s,
-    )
+    prefix_s = speed.prefill_s(typical.prefix_tokens, typical.overview_frames, typical.frame.tokens)
+    branch_s = speed.prefill_s(typical.branch_tokens, typical.zoom_frames, typical.frame.tokens)
+    group_s = prefix_s + config.train.group_size * branch_s
+    step_s = config.train.batch_size * group_s / teacher.worker_limit
+    return TeacherPlan(replace(memory, footprint=footprint), step_s, group_s)
