@@ -11,7 +11,7 @@ from tests.small_run import SmallRun, run_vz_ray
 from vz_ray.data.episode_record import read_records
 from vz_ray.utils.resources import find_resource
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration]
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(900)]
 
 ALONE = [
     "teacher.reward_weight=0",
@@ -34,7 +34,7 @@ def test_student_is_its_own_teacher_at_first(tmp_path: Path, family: str) -> Non
     small = SmallRun.create(tmp_path, family)
     overrides = [*small.overrides(), *ALONE, f"teacher.model={tmp_path / 'base'}", "train.max_steps=1", "name=own"]
     frame = [f"episode.{bound}_pixels={784 if family == 'qwen2_5_vl' else 1024}" for bound in ("min", "max")]
-    done = run_vz_ray("train", "conf/laptop.yaml", *overrides, *frame)
+    done = run_vz_ray("train", "conf/laptop.yaml", *overrides, *frame, timeout_s=800)
     assert done.returncode == 0, done.stderr
     (row,) = metrics_of(small.runs / "own")
     assert abs(row["teacher/kl"]) < 1e-5
@@ -62,7 +62,7 @@ def test_kl_to_a_trained_teacher_falls(tmp_path: Path) -> None:
         "train.checkpoint_every=8",
         "name=distilled",
     ]
-    done = run_vz_ray("train", "conf/laptop.yaml", *overrides)
+    done = run_vz_ray("train", "conf/laptop.yaml", *overrides, timeout_s=800)
     assert done.returncode == 0, done.stderr
     kl = [row["teacher/kl"] for row in metrics_of(small.runs / "distilled")]
     assert len(kl) == 8

@@ -251,7 +251,7 @@ def _teacher(teacher: TeacherPlan) -> Text:
     gpus = "GPU" if teacher.num_gpus == 1 else "GPUs"
     return Text(
         f"Teacher: {teacher.num_gpus} more {gpus}. It scores a step in {format_duration(teacher.step_s)} while episodes "
-        f"are sampled; the last group takes {format_duration(teacher.group_s)} more. Both are part of the rollout above."
+        f"are sampled; the last group takes {format_duration(teacher.group_s)} more. The rollout above includes both."
     )
 
 
