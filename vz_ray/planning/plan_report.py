@@ -256,7 +256,8 @@ def _teacher(teacher: TeacherPlan) -> Text:
     gpus = "GPU" if teacher.num_gpus == 1 else "GPUs"
     return Text(
         f"Teacher: {teacher.num_gpus} more {gpus}. It scores a step in {format_duration(teacher.step_s)} while "
-        f"episodes are sampled; the last group takes {format_duration(teacher.group_s)} more. The rollout above has both."
+        f"episodes are sampled; the last group takes {format_duration(teacher.group_s)} more. "
+        "The rollout above includes both."
     )
 
 
