@@ -20,6 +20,7 @@ from vz_ray.planning.config_changes import format_setting, with_values
 from vz_ray.planning.engine_speed import EngineSpeed, RolloutWork
 from vz_ray.planning.learner_time import GPUS_PER_NODE, LearnerTime, learner_time
 from vz_ray.planning.planner import ResourcePlan, make_plan
+from vz_ray.planning.published_weights import published_bytes
 from vz_ray.utils.errors import UserError
 
 PUBLISH_OVERHEAD_S = 3.0
@@ -139,7 +140,7 @@ def step_time(config: GrpoRunConfig, plan: ResourcePlan, assumptions: Assumption
 
 
 def _publish_s(config: GrpoRunConfig, plan: ResourcePlan, assumptions: Assumptions) -> float:
-    nbytes = 2 * plan.shape.parameters
+    nbytes = published_bytes(plan.shape, config.learner)
     if config.weights.transport == "shm":
         return PUBLISH_OVERHEAD_S + 2 * nbytes / (assumptions.shm_gbps * 1e9)
     link = assumptions.node_gbps if count_gpus(config) <= GPUS_PER_NODE else assumptions.network_gbps

@@ -357,6 +357,7 @@ def _batch_metrics(
         "groups/kept": float(len(batch.kept)),
         metric_names.WEIGHT_VERSION: float(publish_report.version),
         metric_names.WEIGHT_SYNC_SECONDS: publish_report.sync_s,
+        metric_names.WEIGHT_SYNC_BYTES: float(publish_report.nbytes),
         **publish_report.probe_metrics(),
     }
 
