@@ -168,6 +168,12 @@ def test_quickstart_publishes_merged_weights() -> None:
         ),
         (["learner.loss.rejection=icepop"], r"learner\.loss\.rejection is 'icepop'; it must be one of none, token"),
         (["learner.loss.rejection_low=0.5"], r"learner\.loss\.rejection_low is 0\.5 and rejection is 'none'"),
+        (
+            ["learner.loss.frame_tie_break=0.1"],
+            r"learner\.loss\.frame_tie_break is 0\.1; .* reward\.format \(0\.1\), or the number of frames outweighs it",
+        ),
+        (["train.min_overview_frames=65"], r"train\.min_overview_frames is 65; .* episode\.overview_frames \(64\)"),
+        (["train.max_skip_rate=1"], r"train\.max_skip_rate is 1\.0; it must be between 0 and 0\.95"),
         (["learner.old_logprobs=engine", "learner.loss.tis_cap=2"], r"learner\.old_logprobs is 'engine', so that"),
     ],
 )
@@ -175,3 +181,4 @@ def test_loss_keys_without_effect_are_refused(overrides: list[str], message: str
     with pytest.raises(ConfigError, match=message):
         load_config(GrpoRunConfig, None, overrides)
     load_config(GrpoRunConfig, None, ["learner.loss.turn_credit=returns", "reward.turns.valid_zoom=0.1"])
+    load_config(GrpoRunConfig, None, ["learner.loss.frame_tie_break=0.1", "reward.format=0", "reward.tool=0"])

@@ -18,7 +18,7 @@ from vz_ray.env.protocols import Prompt
 from vz_ray.learner.lora import add_adapters
 from vz_ray.learner.weight_sources import AdapterSource
 from vz_ray.needle.tiny_families import TinyModelConfig, find_tiny_family
-from vz_ray.needle.tiny_model import build_tiny_model
+from vz_ray.needle.tiny_model import build_tiny_model, save_hf_model
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.video.image_grid import ImageGrid
 from vz_ray.weight_sync import ModuleSource, ParityProbe, ProbeScore, WeightSource
@@ -40,7 +40,7 @@ def build_tiny_checkpoint(directory: Path, *, tied: bool = False, seed: int = 0,
     )
     model = load_hf_model(path)
     perturb(model, seed + 100)
-    model.save_pretrained(path)
+    save_hf_model(model, path)
     return path
 
 

@@ -81,6 +81,7 @@ ENGINES = [
     pytest.param((False, "ipc", EngineVariant()), id="untied"),
     pytest.param((True, "nccl", EngineVariant()), id="tied"),
     pytest.param((True, "ipc", EngineVariant(family="qwen3_vl")), id="qwen3_vl-tied"),
+    pytest.param((False, "ipc", EngineVariant(family="qwen3_vl_moe")), id="qwen3_vl_moe-untied"),
     pytest.param((True, "ipc", EngineVariant(family="qwen3_5")), id="qwen3_5-tied"),
     pytest.param((False, "ipc", EngineVariant(lora=ADAPTERS)), id="adapters"),
     pytest.param((False, "shm", EngineVariant(family="qwen3_vl")), id="qwen3_vl-untied", marks=pytest.mark.slow),

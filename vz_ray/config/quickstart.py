@@ -15,6 +15,7 @@ from vz_ray.config.timeouts import timeout
 FAMILY_FILES = {
     "qwen2_5_vl": "conf/quickstart.yaml",
     "qwen3_vl": "conf/quickstart-qwen3_vl.yaml",
+    "qwen3_vl_moe": "conf/quickstart-qwen3_vl_moe.yaml",
     "qwen3_5": "conf/quickstart-qwen3_5.yaml",
 }
 """Config file of the quickstart by model family."""

@@ -31,7 +31,6 @@ RESERVED_ENGINE_ARGUMENTS = {
     "max_loras": "is always 1: all turns use the policy's adapter",
     "max_lora_rank": "follows learner.lora.rank",
     "lora_target_modules": "follows learner.lora.target_modules",
-    "worker_extension_cls": "applies published adapters",
     "distributed_executor_backend": "follows the machine",
     "logits_processors": "bans vision tokens",
     "additional_config": "has the banned tokens",
@@ -92,7 +91,7 @@ class RolloutConfig(Section):
     engine: EngineConfig = field(default_factory=EngineConfig)
     """The vLLM engine of each worker."""
     num_workers: int = 1
-    """Rollout workers; with `max_workers` the minimum, and 0 then stops every idle worker."""
+    """Workers; with `max_workers` the minimum, and 0 then stops every idle worker."""
     max_workers: int = 0
     """Maximum workers, started while episodes queue, so that Ray's autoscaler adds nodes; 0 keeps
     `num_workers`."""

@@ -11,7 +11,7 @@ fetches the pixels of its share, ahead of the computation in a thread (`micro_ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from torch import Tensor
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
-from vz_ray.learner.advantages import group_advantages, is_informative, turns_with_loss
+from vz_ray.learner.advantages import group_advantages, is_trainable, turns_with_loss
 from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
-from vz_ray.learner.example import Example, encode_probe, encode_trajectory
+from vz_ray.learner.entropy import EntropyController
+from vz_ray.learner.example import Example, encode_probe, encode_trajectory, teacher_logprobs
 from vz_ray.learner.export import export_hf
 from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
@@ -58,6 +59,7 @@ class MiniBatch:
         advantages: Of each example: `[1]`, or one per turn.
         loss_weights: Of each example, likewise; see `grpo_loss.loss_weights`.
         micro_batches: This rank's micro-batches, as trees of `examples`.
+        teacher_logprobs: Of the sampled tokens of each example; None without a teacher.
     """
 
     trajectories: list[Trajectory]
@@ -65,6 +67,7 @@ class MiniBatch:
     advantages: list[NDArray[np.float64]]
     loss_weights: list[NDArray[np.float64]]
     micro_batches: list[list[PrefixTree]]
+    teacher_logprobs: list[NDArray[np.float64]] | None
 
 
 class Trainer:
@@ -95,6 +98,7 @@ class Trainer:
         frozen_tower = not any(parameter.requires_grad for parameter in vision_tower.parameters())
         self._feature_cache = self._create_feature_cache(self.policy) if frozen_tower else None
         self.engine = TrainEngine(self.policy, config, self.rank_info)
+        self._entropy = EntropyController(config.loss.entropy_coef)
         self.reference_logprobs, self._reference_cache = self._create_reference(dtype)
         deepspeed = self.engine.deepspeed
         states = (deepspeed.optimizer, deepspeed.basic_optimizer, self.reference_logprobs)
@@ -151,7 +155,7 @@ class Trainer:
     def grpo_step(self, groups: Sequence[Group], pixels: Pixels, weight_version: int | None = None) -> Metrics:
         """Do one GRPO step: `epochs` passes over the groups, one optimizer step per mini-batch.
 
-        Uninformative groups (see `is_informative`) are dropped and counted. If no group remains, nothing is
+        Groups without a signal (see `is_trainable`) are dropped and counted. If no group remains, nothing is
         updated.
 
         Args:
@@ -160,7 +164,7 @@ class Trainer:
                 None treats all tokens as current.
         """
         started, self.micro_batches.times = time.perf_counter(), InputTimes()
-        kept = [group for group in groups if is_informative(group, self.config.loss.min_reward_std)]
+        kept = [group for group in groups if is_trainable(group, self.config.loss)]
         metrics: Metrics = {"groups": len(kept), "groups_dropped": len(groups) - len(kept), "updates": 0}
         if not kept:
             return metrics
@@ -176,7 +180,11 @@ class Trainer:
                 step_metrics = self._update(mini_batch, fixed_logprobs[index], pixels, grpo_metrics)
                 self._handle_skipped(step_metrics, mini_batch.trajectories, "grpo", weight_version)
         examples = [example for mini_batch in mini_batches for example in mini_batch.examples]
-        return metrics | grpo_metrics.compute(self.rank_info) | self._throughput(examples, started)
+        metrics |= grpo_metrics.compute(self.rank_info)
+        if self.config.loss.entropy_target is not None:
+            metrics["entropy_coef"] = self._entropy.apply(self.config.loss).entropy_coef
+            self._entropy.update(metrics["entropy"], self.config.loss)
+        return metrics | self._throughput(examples, started)
 
     @torch.no_grad()
     def compute_logprobs(self, trajectories: Sequence[Trajectory], pixels: Pixels) -> list[NDArray[np.float32]]:
@@ -229,11 +237,15 @@ class Trainer:
         for cache in (self._feature_cache, self._reference_cache):
             if cache is not None:
                 cache.clear()
-        checkpoint.save_checkpoint(Path(directory), self.engine, self.rank_info, self.config, self._offloader.on_host)
+        checkpoint.save_checkpoint(
+            Path(directory), self.engine, self.rank_info, self.config, self._offloader.on_host, self._entropy
+        )
 
     def load_checkpoint(self, directory: str | Path) -> None:
         """Restore a checkpoint of any world size and ZeRO stage; see `checkpoint.load_checkpoint`."""
-        checkpoint.load_checkpoint(Path(directory), self.engine, self.rank_info, self.config)
+        meta = checkpoint.load_checkpoint(Path(directory), self.engine, self.rank_info, self.config)
+        if meta.entropy is not None and self.config.loss.entropy_target is not None:
+            self._entropy = EntropyController(**meta.entropy)
 
     def export_hf(self, directory: str | Path) -> None:
         """Write an HF checkpoint directory with tokenizer and processor; see `export.export_hf`."""
@@ -263,6 +275,7 @@ class Trainer:
                     advantages=[values for group in part for values in group_advantages(group, loss)],
                     loss_weights=[weight * turns for weight, turns in zip(weights, unmasked, strict=True)],
                     micro_batches=self.micro_batches.plan(examples),
+                    teacher_logprobs=teacher_logprobs(trajectories, examples) if loss.teacher_coef else None,
                 )
             )
         return mini_batches
@@ -321,6 +334,7 @@ class Trainer:
             # External turns have no engine log-probs; the learner's replace them.
             no_engine = batch.engine_logprobs.isnan()
             old_logprobs = torch.where(no_engine, learner_old, batch.engine_logprobs)
+        teacher = mini_batch.teacher_logprobs
         inputs = LossInputs(
             advantages=self._per_token(batch, mini_batch.examples, mini_batch.advantages),
             weights=self._per_token(batch, mini_batch.examples, mini_batch.loss_weights),
@@ -328,8 +342,9 @@ class Trainer:
             old_logprobs=old_logprobs,
             engine_logprobs=batch.engine_logprobs,
             ref_logprobs=None if reference is None else reference.to(device),
+            teacher_logprobs=None if teacher is None else self._pad(batch, dict(enumerate(teacher))),
         )
-        loss, sums = grpo_loss(logprobs, entropy, inputs, self.config.loss)
+        loss, sums = grpo_loss(logprobs, entropy, inputs, self._entropy.apply(self.config.loss))
         self.engine.backward(loss)
         grpo_metrics.add(sums, logprobs.detach() - old_logprobs, learner_old, batch)
 
@@ -376,9 +391,14 @@ class Trainer:
         self, batch: MicroBatch, examples: Sequence[Example], values: Sequence[NDArray[np.float64]]
     ) -> Tensor:
         """Return the values of the micro-batch's turns per token, `[B, S]`; `[B, 1]` if each example has one value."""
+        if any(len(values[index]) > 1 for index in batch.indices):
+            rows = {index: np.repeat(values[index], examples[index].turn_lengths) for index in batch.indices}
+            return self._pad(batch, rows)
+        return self._pad(batch, dict(enumerate(values)))
+
+    def _pad(self, batch: MicroBatch, values: Mapping[int, NDArray[np.float64]]) -> Tensor:
+        """Return the rows of the micro-batch's examples, padded with 0; `[1, 1]` if it is empty."""
         rows = [values[index] for index in batch.indices] or [np.zeros(1)]
-        if any(len(row) > 1 for row in rows):
-            rows = [np.repeat(values[index], examples[index].turn_lengths) for index in batch.indices]
         padded = np.zeros((len(rows), max(map(len, rows))))
         for target, row in zip(padded, rows, strict=True):
             target[: len(row)] = row

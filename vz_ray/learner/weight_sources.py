@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vz_ray.learner.lora import base_parameter_name, lora_deltas
 from vz_ray.learner.state_offload import StateOffloader
-from vz_ray.weight_sync.weight_source import split_into_buckets
+from vz_ray.weight_sync.weight_source import StoredLayout, split_into_buckets
 from vz_ray.weight_sync.weight_version import ADAPTER_PARTS, TensorSpec, dtype_name
 
 WholeTensors: TypeAlias = Mapping[nn.Parameter, Tensor]
@@ -27,12 +27,15 @@ class ZeroSource(ABC):
     Every rank must iterate over `buckets` with the same `max_bytes`: under ZeRO-3 each bucket is gathered.
 
     Args:
+        hf: The HF model.
         inputs: Parameters of each tensor, by name. Shape and dtype are those of the first.
         offloader: Reads weights in host memory while they are offloaded; None if they never are.
     """
 
-    def __init__(self, inputs: Mapping[str, tuple[nn.Parameter, ...]], offloader: StateOffloader | None) -> None:
-        self._inputs, self._offloader = inputs, offloader
+    def __init__(
+        self, hf: nn.Module, inputs: Mapping[str, tuple[nn.Parameter, ...]], offloader: StateOffloader | None
+    ) -> None:
+        self._inputs, self._offloader, self._layout = inputs, offloader, StoredLayout(hf)
 
     @abstractmethod
     def compute(self, name: str, whole: WholeTensors) -> Tensor:
@@ -41,7 +44,11 @@ class ZeroSource(ABC):
     def specs(self) -> list[TensorSpec]:
         """Return names, dtypes and whole shapes, without moving data."""
         return [
-            TensorSpec(name, dtype_name(first.dtype), tuple(getattr(first, "ds_shape", first.shape)))
+            TensorSpec(
+                name,
+                dtype_name(first.dtype),
+                self._layout.shape(name, tuple(getattr(first, "ds_shape", first.shape))),
+            )
             for name, (first, *_) in self._inputs.items()
         ]
 
@@ -50,7 +57,7 @@ class ZeroSource(ABC):
         for group in split_into_buckets(self.specs(), max_bytes):
             names = [spec.name for spec in group]
             with _whole([p for name in names for p in self._inputs[name]], self._offloader) as whole:
-                yield {name: self.compute(name, whole) for name in names}
+                yield {name: self._layout.tensor(name, self.compute(name, whole)) for name in names}
 
 
 class ZeroWeightSource(ZeroSource):
@@ -71,7 +78,7 @@ class ZeroWeightSource(ZeroSource):
             for name, parameter in named
             if name is not None
         }
-        super().__init__(inputs, offloader)
+        super().__init__(hf, inputs, offloader)
 
     def compute(self, name: str, whole: WholeTensors) -> Tensor:
         weight, delta = whole[self._inputs[name][0]], self._deltas.get(name)
@@ -99,7 +106,7 @@ class AdapterSource(ZeroSource):
             layer = weight.removesuffix(".weight")
             inputs |= {layer + part_a: (delta.a,), layer + part_b: (delta.b,)}
             self._scales[layer + part_b] = delta.scale
-        super().__init__(inputs, offloader)
+        super().__init__(hf, inputs, offloader)
 
     def compute(self, name: str, whole: WholeTensors) -> Tensor:
         tensor = whole[self._inputs[name][0]].detach()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vz_ray.config.rollout import EngineConfig
-from vz_ray.families import ModelShape
+from vz_ray.families import ModelShape, TextShape
 from vz_ray.planning.activation_memory import block_mlp_bytes
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem
@@ -114,7 +114,8 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
     shards = engine.tensor_parallel_size
     text, vision = shape.text, shape.vision
     visual_tokens = max_image_pixels // vision.token_side**2
-    prefill = dtype_bytes * MAX_NUM_BATCHED_TOKENS * (3 * text.intermediate // shards + 4 * text.hidden)
+    elements = max(_mlp_workspace(text, shards, experts=kind) for kind in text.mlp_kinds)
+    prefill = dtype_bytes * MAX_NUM_BATCHED_TOKENS * (elements + 4 * text.hidden)
     # vLLM's rotary embedding has no float32 copies: the MLP is the maximum.
     encoder = visual_tokens * vision.merge_size**2 * block_mlp_bytes(vision, dtype_bytes) // shards
     sampling = 3 * 4 * engine.max_num_seqs * text.vocab_size
@@ -133,6 +134,13 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
         MemoryItem("CUDA context", CUDA_CONTEXT_BYTES, Certainty.ASSUMED),
         MemoryItem(CUDA_GRAPHS, 0 if engine.enforce_eager else CUDA_GRAPH_BYTES, Certainty.ASSUMED),
     ]
+
+
+def _mlp_workspace(text: TextShape, shards: int, *, experts: bool) -> int:
+    """Return the elements per token of an MLP's intermediates, or of the intermediates and outputs of its experts."""
+    if experts and text.experts:
+        return 3 * text.experts.token_intermediate // shards + text.experts.per_token * text.hidden
+    return 3 * text.intermediate // shards
 
 
 def _encoder_tokens(shape: ModelShape, max_image_pixels: int) -> int:

@@ -145,9 +145,8 @@ def build_engine_args(
         "additional_config": {BANNED_TOKENS_KEY: list(banned_token_ids), ADAPTED_LAYERS_KEY: adapted_layers},
         "logging_config": LoggingConfig(pylogging_config_file=_write_logging_config(log_file)),
         "disable_log_stats": True,
-        **adapter_arguments,
     }
-    return AsyncEngineArgs(**(arguments | config.options))
+    return AsyncEngineArgs(**(arguments | config.options | adapter_arguments))
 
 
 def build_adapter_arguments(model: Path, config: EngineConfig) -> tuple[dict[str, Any], list[str]]:

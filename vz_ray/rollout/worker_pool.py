@@ -58,6 +58,7 @@ class WorkerPool:
         config: Number of workers, concurrency, timeouts.
         publisher: Delivers weights to workers.
         max_start_failures: Consecutive start failures before the pool raises `NoWorkersError`.
+        kind: Prefix of the names of workers.
 
     Attributes:
         queued_episodes: Episodes of groups that wait for a worker.
@@ -70,7 +71,10 @@ class WorkerPool:
         config: RolloutConfig,
         publisher: WeightPublisher,
         max_start_failures: int = 3,
+        *,
+        kind: str = "rollout",
     ) -> None:
+        self._kind = kind
         self._spawn, self._config, self._publisher = spawn, config, publisher
         self._max_start_failures = max_start_failures
         self.queued_episodes, self.lost_workers = 0, 0
@@ -249,14 +253,14 @@ class WorkerPool:
                 self._give_up_reason,
                 self._last_loss_reason(),
             ]
-            raise NoWorkersError(f"no rollout worker can be started: {'; '.join(filter(None, reasons))}")
+            raise NoWorkersError(f"no {self._kind} worker can be started: {'; '.join(filter(None, reasons))}")
 
     # -- start and end of workers -------------------------------------------------
 
     def _spawn_worker(self) -> None:
         # A failed start counts against the pool only if the worker is needed to reach the minimum.
         is_extra = len(self._staying_workers()) >= max(1, self._config.num_workers)
-        worker = WorkerHandle(self._spawn(f"rollout-{len(self._workers)}"), is_extra=is_extra)
+        worker = WorkerHandle(self._spawn(f"{self._kind}-{len(self._workers)}"), is_extra=is_extra)
         self._workers.append(worker)
         self._run_in_background(self._start_worker(worker))
 
@@ -412,8 +416,8 @@ class WorkerPool:
         if self._no_worker_timeout.should_warn(now_s):
             starting = ", ".join(worker.name for worker in self._staying_workers()) or "none"
             log.warning(
-                "No rollout worker for %.0f s: %d episodes queued, %d groups active, workers starting: %s",
-                *(elapsed_s, self.queued_episodes, self._active_groups, starting),
+                "No %s worker for %.0f s: %d episodes queued, %d groups active, workers starting: %s",
+                *(self._kind, elapsed_s, self.queued_episodes, self._active_groups, starting),
             )
         if elapsed_s > timeout_s:
             self._give_up_reason = f"no worker for {elapsed_s:.0f} s (timeouts.no_workers_s is {timeout_s:g})"

@@ -12,20 +12,24 @@ train on it. With k > 0, rollout continues during the learner step, and a token 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import zip_longest
 
+from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.data.episode_record import EpisodeRecord, append_records
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.data.task_sampler import TaskSampler
+from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeStatus, SamplingParams
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.eval_metrics import step_metrics
 from vz_ray.eval.runner import evaluate
-from vz_ray.learner.advantages import compute_advantages, is_informative
+from vz_ray.learner.advantages import is_trainable, outcome_advantages
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger
@@ -34,6 +38,7 @@ from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.batch_collector import RolloutBatch, collect_batch
 from vz_ray.rollout.batch_prefetcher import BatchPrefetcher, staleness_histogram
 from vz_ray.rollout.rollout_metrics import RolloutMetrics
+from vz_ray.rollout.teacher_scorer import teacher_metrics
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.gpu_handover import GpuHandover
@@ -45,7 +50,9 @@ from vz_ray.weight_sync import PublishReport
 LEARNER_METRICS = {
     "loss": metric_names.LOSS,
     "entropy": metric_names.ENTROPY,
+    "entropy_coef": metric_names.ENTROPY_COEF,
     "kl": metric_names.KL_TO_REFERENCE,
+    "teacher_kl": metric_names.TEACHER_KL,
     "grad_norm": metric_names.GRAD_NORM,
     "skipped": metric_names.SKIPPED_UPDATES,
     "mismatch_abs_max": metric_names.MISMATCH_LOGPROB_MAX,
@@ -108,7 +115,8 @@ async def train(
                 timer = _PhaseTimer(monitor)
                 with timer.phase("rollout"):
                     batch = await next_batch(config, state, run_dir, runtime, prefetcher, interrupt)
-                    check_batch(batch)
+                    check_batch(batch, rewards_needed=not config.teacher.distills_only)
+                    check_teacher(batch, runtime)
                 if config.train.colocate:
                     with timer.phase("sleep"):
                         await handover.give_to_learner(runtime.learner)
@@ -133,7 +141,7 @@ async def train(
                 progress.show_metrics({name: row[name] for name in PROGRESS_METRICS if name in row})
                 check_mismatch(row, config)
 
-                state.finish_step()
+                state.finish_step(batch.informative)
                 stage.advance()
                 await validate_and_checkpoint(config, state, run_dir, runtime, metric_logger, row)
                 monitor.on_step_end(state.step - 1)
@@ -161,8 +169,10 @@ async def record_episodes(
     worker_stats = await runtime.scheduler.pool.worker_stats()
     return {
         **step_metrics(records),
+        **teacher_metrics(batch),
         **rollout_metrics.compute(worker_stats, sum(timer.seconds.values())),
         "data/epoch": state.task_sampler.epoch,
+        metric_names.SKIP_RATE: state.task_sampler.skip_rate,
     }
 
 
@@ -172,9 +182,9 @@ async def initialize_state(config: GrpoRunConfig, run_dir: RunDir, runtime: Runt
     check_videos(tasks, config.data.train)
     checkpoint = latest_checkpoint(run_dir)
     if checkpoint is None:
-        state = TrainingState(TaskSampler(tasks, config.seed))
+        state = TrainingState(TaskSampler(tasks, config.seed, config.train.max_skip_rate))
     else:
-        state = TrainingState.load(checkpoint, tasks)
+        state = TrainingState.load(checkpoint, tasks, config.train.max_skip_rate)
         await runtime.learner.load_checkpoint(checkpoint / LEARNER_DIR)
     delete_outputs_from(run_dir, state.step)
     # The engines may hold the model of another stage under a higher version.
@@ -196,8 +206,24 @@ async def collect_step_batch(config: GrpoRunConfig, state: TrainingState, runtim
         group_size=train_config.group_size,
         extra_samples=train_config.extra_samples,
         sampling=SamplingParams(train_config.temperature, 1.0, config.episode.max_turn_tokens, config.seed),
-        keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
+        keep=lambda group: is_trainable(group, config.learner.loss),
+        score=None if runtime.teacher is None else runtime.teacher.score_group,
+        episode_config=lambda task: draw_episode_config(config, step, task),
     )
+
+
+def draw_episode_config(config: GrpoRunConfig, step: int, task: Task) -> EpisodeConfig | None:
+    """Return the config of a group's episodes, with the overview's frames drawn from `train.min_overview_frames` to
+    `episode.overview_frames`. It depends only on seed, step and task.
+
+    Returns:
+        None if the workers' config is used.
+    """
+    if not config.train.min_overview_frames:
+        return None
+    rng = random.Random(f"{config.seed}/{step}/{task.task_id}")
+    frames = rng.randint(config.train.min_overview_frames, config.episode.overview_frames)
+    return replace(config.episode, overview_frames=frames)
 
 
 async def next_batch(
@@ -281,12 +307,11 @@ async def save_checkpoint(
 def episode_records(batch: RolloutBatch, step: int, config: GrpoRunConfig) -> list[EpisodeRecord]:
     """Return a record of every sampled episode; records of kept groups include the advantage."""
     kept_groups = {id(group) for group in batch.kept}
-    estimator = config.learner.loss.advantage_estimator
     records = []
     for task, group in batch.sampled:
         advantages: list[float] = []
-        if id(group) in kept_groups:
-            advantages = [float(value) for value in compute_advantages(group.rewards, estimator)]
+        if id(group) in kept_groups and len(group.rewards) == len(group.trajectories):
+            advantages = outcome_advantages(group, config.learner.loss).tolist()
         records += [
             EpisodeRecord(task, trajectory, "train", step, advantage)
             for trajectory, advantage in zip_longest(group.trajectories, advantages)
@@ -294,8 +319,11 @@ def episode_records(batch: RolloutBatch, step: int, config: GrpoRunConfig) -> li
     return records
 
 
-def check_batch(batch: RolloutBatch) -> None:
+def check_batch(batch: RolloutBatch, *, rewards_needed: bool = True) -> None:
     """Check that an episode of the batch succeeded and was scored; otherwise the next batch would fail too.
+
+    Args:
+        rewards_needed: Whether the loss uses the rewards.
 
     Raises:
         UserError: All episodes failed, or none was scored.
@@ -306,10 +334,20 @@ def check_batch(batch: RolloutBatch) -> None:
             f"all {len(trajectories)} episodes of the step failed; the first error: {trajectories[0].error}"
         )
     rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
-    if rewards and not any(reward.valid for reward in rewards):
+    if rewards_needed and rewards and not any(reward.valid for reward in rewards):
         raise UserError(
             f"all {len(rewards)} scored episodes of the step are invalid; the last reason: {rewards[-1].note}"
         )
+
+
+def check_teacher(batch: RolloutBatch, runtime: Runtime) -> None:
+    """Check that the teacher, if there is one, scored a group of the batch.
+
+    Raises:
+        UserError: Every group was left out because its frames cannot be decoded again.
+    """
+    if runtime.teacher is not None and runtime.teacher.last_unreadable and not batch.kept:
+        raise UserError(f"the teacher scored no group of the step; the last reason: {runtime.teacher.last_unreadable}")
 
 
 def check_mismatch(row: Mapping[str, float], config: GrpoRunConfig) -> None:

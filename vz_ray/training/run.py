@@ -1,7 +1,7 @@
 """RL training run (`vz-ray train`), top to bottom.
 
     check data -> open run directory -> Ray cluster -> decode pool -> rollout workers (vLLM)
-    -> learner (DeepSpeed) -> weight transport -> monitor -> training loop -> export
+    -> learner (DeepSpeed) -> weight transport -> monitor -> teacher (vLLM, optional) -> training loop -> export
 
 `training/loop.py` holds the algorithm. Every resource is closed in reverse order on exit.
 """
@@ -119,7 +119,10 @@ async def run_rl_stage(
             monitor = await stack.enter_async_context(
                 monitor_run(config.monitoring, run.run_dir, decode_pool, scheduler)
             )
-            actors = Runtime(learner, scheduler, transport, monitor)
+            teacher = await run.interrupt.run_interruptible(
+                stack.enter_async_context(runtime.start_teacher(config, initial_model, decode_pool, run.run_dir))
+            )
+            actors = Runtime(learner, scheduler, transport, monitor, teacher)
 
             async def train_and_export() -> None:
                 await train(config, run.run_dir, actors, handover, run.progress, run.interrupt)
