@@ -267,6 +267,8 @@ async def test_running_turns_continue_with_new_weights(side: EngineUnderTest) ->
 @pytest.mark.parametrize("level", [1, 2])
 async def test_sleeping_engine_wakes_up_with_new_weights(side: EngineUnderTest, level: int) -> None:
     """Twice: the second cycle starts with allocations of the first."""
+    if side.variant.lora and level == 2:
+        pytest.skip("a publish of adapters does not restore discarded weights")
     for _ in range(2):
         await side.engine.sleep(level)
         await side.engine.check_health()
@@ -284,7 +286,7 @@ async def test_sleep_frees_weights_and_kv_cache(side: EngineUnderTest) -> None:
     if side.variant.device == "cpu":
         pytest.skip("vLLM keeps its memory on CPU")
     free_awake, _ = torch.cuda.mem_get_info()
-    await side.engine.sleep(2)
+    await side.engine.sleep(1 if side.variant.lora else 2)
     free_asleep, _ = torch.cuda.mem_get_info()
     assert free_asleep - free_awake >= 0.25 * 2**30  # the KV cache of `engine_config`
     await side.train_and_publish()

@@ -43,7 +43,7 @@ class StepTime:
         rollout_s: Rollout of a batch.
         learner: Learner step on the batch.
         publish_s: Weight publish.
-        switch_s: Moving learner states and waking engines; 0 unless colocated.
+        switch_s: Moving learner states, and with sleep level 1 the engine's weights; waking engines. 0 unless colocated.
         bytes_over: Bytes that a GPU lacks; at most 0 if everything fits.
         settings: Overrides of the config.
     """
@@ -125,7 +125,7 @@ def step_time(config: GrpoRunConfig, plan: ResourcePlan, assumptions: Assumption
         decoder_cpus=config.clips.actor_limit * max(config.clips.cpus_per_actor, 1.0),
     )
     speed = EngineSpeed.of_gpus(plan.shape, assumptions, rollout.engine.tensor_parallel_size)
-    moved = state_bytes(plan.learner) if colocated else 0
+    moved = state_bytes(plan.learner) + (2 * plan.shape.parameters if config.sleep_level == 1 else 0)
     return StepTime(
         mode="colocated" if colocated else "overlapping" if config.train.max_staleness else "in turns",
         engines=rollout.worker_limit,
