@@ -11,7 +11,8 @@ fetches the pixels of its share, ahead of the computation in a thread (`micro_ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
 from vz_ray.learner.advantages import group_advantages, is_trainable, turns_with_loss
 from vz_ray.learner.batch import MicroBatch, collate
-from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
+from vz_ray.learner.distributed import all_gather_object, all_reduce_max, all_reduce_sum, init_distributed
 from vz_ray.learner.entropy import EntropyController
 from vz_ray.learner.example import Example, encode_probe, encode_trajectory, teacher_logprobs
 from vz_ray.learner.export import export_hf
@@ -40,9 +41,11 @@ from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
 from vz_ray.learner.state_offload import StateOffloader
+from vz_ray.learner.step_snapshot import StepSnapshot
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
 from vz_ray.learner.weight_sources import AdapterSource, ZeroWeightSource
 from vz_ray.planning.sequence_parallel import check_sequence_parallel
+from vz_ray.utils.interrupt import StepStopped
 from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightSource
 
 LogprobFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
@@ -98,6 +101,7 @@ class Trainer:
         frozen_tower = not any(parameter.requires_grad for parameter in vision_tower.parameters())
         self._feature_cache = self._create_feature_cache(self.policy) if frozen_tower else None
         self.engine = TrainEngine(self.policy, config, self.rank_info)
+        self._snapshot = StepSnapshot(self.engine, self.rank_info)
         self._entropy = EntropyController(config.loss.entropy_coef)
         self.reference_logprobs, self._reference_cache = self._create_reference(dtype)
         deepspeed = self.engine.deepspeed
@@ -152,7 +156,13 @@ class Trainer:
         nats = all_reduce_sum({"nats": nats}, self.rank_info)["nats"]
         return {"loss": nats / num_tokens, **step_metrics, **self._throughput(examples, started)}
 
-    def grpo_step(self, groups: Sequence[Group], pixels: Pixels, weight_version: int | None = None) -> Metrics:
+    def grpo_step(
+        self,
+        groups: Sequence[Group],
+        pixels: Pixels,
+        weight_version: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Metrics:
         """Do one GRPO step: `epochs` passes over the groups, one optimizer step per mini-batch.
 
         Groups without a signal (see `is_trainable`) are dropped and counted. If no group remains, nothing is
@@ -162,6 +172,10 @@ class Trainer:
             weight_version: Version of the current weights. Tokens sampled from other versions are compared
                 with the engine in separate metrics (`_stale`), because a difference is expected for them.
                 None treats all tokens as current.
+            should_stop: Checked before each micro-batch; one rank suffices to stop all.
+
+        Raises:
+            StepStopped: `should_stop` was true. The state is that before the step; only `save_checkpoint` may follow.
         """
         started, self.micro_batches.times = time.perf_counter(), InputTimes()
         kept = [group for group in groups if is_trainable(group, self.config.loss)]
@@ -171,20 +185,39 @@ class Trainer:
         mini_batches = self._build_mini_batches(kept)
         # With dropout, the forward pass of an update does not give the log-probs of the sampling policy.
         single_update = len(mini_batches) == 1 and self.config.epochs == 1 and not self.config.lora.dropout
-        fixed_logprobs = [self._fixed_logprobs(batch, pixels, single_update) for batch in mini_batches]
         grpo_metrics = GrpoMetrics(weight_version)
-        for epoch in range(self.config.epochs):
-            rng = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
-            for index in rng.permutation(len(mini_batches)):
-                mini_batch = mini_batches[index]
-                step_metrics = self._update(mini_batch, fixed_logprobs[index], pixels, grpo_metrics)
-                self._handle_skipped(step_metrics, mini_batch.trajectories, "grpo", weight_version)
+        with self._stoppable(should_stop):
+            fixed_logprobs = [self._fixed_logprobs(batch, pixels, single_update) for batch in mini_batches]
+            if len(mini_batches) * self.config.epochs > 1:
+                self._snapshot.take()
+            for epoch in range(self.config.epochs):
+                rng = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
+                for index in rng.permutation(len(mini_batches)):
+                    mini_batch = mini_batches[index]
+                    step_metrics = self._update(mini_batch, fixed_logprobs[index], pixels, grpo_metrics)
+                    self._handle_skipped(step_metrics, mini_batch.trajectories, "grpo", weight_version)
         examples = [example for mini_batch in mini_batches for example in mini_batch.examples]
         metrics |= grpo_metrics.compute(self.rank_info)
         if self.config.loss.entropy_target is not None:
             metrics["entropy_coef"] = self._entropy.apply(self.config.loss).entropy_coef
             self._entropy.update(metrics["entropy"], self.config.loss)
         return metrics | self._throughput(examples, started)
+
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Before a micro-batch of the block, if a rank should stop: undo the updates and raise `StepStopped`."""
+        rng_state, steps_before = checkpoint.get_rng_state(), self.engine.steps
+
+        def check() -> None:
+            if not all_reduce_max(float(should_stop()), self.rank_info):
+                return
+            if self.engine.steps != steps_before:
+                self._snapshot.restore()
+            checkpoint.set_rng_state(rng_state)
+            raise StepStopped("the step was dropped because a stop was requested")
+
+        with self.micro_batches.checked_by(check):
+            yield
 
     @torch.no_grad()
     def compute_logprobs(self, trajectories: Sequence[Trajectory], pixels: Pixels) -> list[NDArray[np.float32]]:

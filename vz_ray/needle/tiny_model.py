@@ -120,9 +120,12 @@ def save_hf_model(model: Any, directory: Path | str) -> None:
     """
     from vz_ray.weight_sync.weight_source import StoredLayout
 
-    layout = StoredLayout(model)
-    weights = {name: layout.tensor(name, tensor) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(directory, state_dict=weights, save_original_format=False)
+    layout, weights = StoredLayout(model), model.state_dict()
+    if not any(map(layout.is_transposed, weights)):
+        model.save_pretrained(directory)
+        return
+    stored = {name: layout.tensor(name, tensor) for name, tensor in weights.items()}
+    model.save_pretrained(directory, state_dict=stored, save_original_format=False)
 
 
 def _check_vocabulary(checkpoint: Path, tokenizer: Any) -> None:

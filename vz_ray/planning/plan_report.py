@@ -16,9 +16,9 @@ from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryPhase
 from vz_ray.planning.learner_flops import LearnerWork
 from vz_ray.planning.planner import PlannableConfig, ResourcePlan, make_plan
-from vz_ray.planning.step_report import render_figures, render_steps, render_timeouts, steps_to_json
+from vz_ray.planning.step_report import render_figures, render_steps, render_stop, render_timeouts, steps_to_json
 from vz_ray.planning.step_time import StepPlan, plan_steps
-from vz_ray.planning.timeouts import PlannedTimeout, plan_timeouts
+from vz_ray.planning.timeouts import PlannedTimeout, plan_stop, plan_timeouts
 from vz_ray.utils.durations import format_duration
 
 _BAR_WIDTH = 30
@@ -40,6 +40,7 @@ class PlanReport:
         advice: Changes for components that do not fit.
         steps: Step times; None for SFT.
         timeouts: Timeouts of the run.
+        stop: Seconds that a stop takes at most, and how they are computed.
         warnings: One line each.
     """
 
@@ -48,6 +49,7 @@ class PlanReport:
     advice: Sequence[MemoryAdvice]
     steps: StepPlan | None
     timeouts: Sequence[PlannedTimeout]
+    stop: tuple[float, str]
     warnings: Sequence[str]
 
 
@@ -64,6 +66,7 @@ def make_report(config: PlannableConfig, assumptions: Assumptions, warnings: Seq
         advise(config, plan, assumptions),
         plan_steps(config, plan, assumptions) if isinstance(config, GrpoRunConfig) else None,
         plan_timeouts(config, assumptions, plan.shape),
+        plan_stop(config, assumptions, plan.shape),
         warnings,
     )
 
@@ -80,7 +83,8 @@ def render_plan(report: PlanReport) -> RenderableType:
     parts += _work(plan, assumptions)
     if report.steps is not None:
         parts += render_steps(report.steps)
-    parts += [*render_timeouts(report.timeouts), *render_figures(assumptions, rollout=plan.engine is not None), ""]
+    parts += [*render_timeouts(report.timeouts), render_stop(report.stop)]
+    parts += [*render_figures(assumptions, rollout=plan.engine is not None), ""]
     parts += [Text(f"Warning: {warning}", style="yellow") for warning in report.warnings]
     parts += [Text(f"Note: {note}.") for note in plan.notes]
     parts += _results(plan)
@@ -113,6 +117,7 @@ def plan_to_json(report: PlanReport) -> dict[str, Any]:
         "fits": plan.fits,
         "steps": steps_to_json(report.steps),
         "timeouts": [asdict(timeout) for timeout in report.timeouts],
+        "stop": {"seconds": report.stop[0], "reason": report.stop[1]},
         "assumptions": asdict(report.assumptions),
         "warnings": list(report.warnings),
         "advice": [asdict(component_advice) for component_advice in report.advice],

@@ -21,6 +21,7 @@ from vz_ray.planning.learner_memory import (
     WorstCaseBatch,
     learner_footprint,
     learner_host_bytes,
+    snapshot_bytes,
     weight_dtype_bytes,
     worst_case_batch,
 )
@@ -149,6 +150,8 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
     learner = learner_footprint(shape, learner_config, worst_case, assumptions.gpu_bytes, has_reference=has_reference)
     engine = _engine(config, shape, longest, assumptions.gpu_bytes)
     host_bytes = learner_host_bytes(shape, learner_config, has_reference=has_reference)
+    if isinstance(config, GrpoRunConfig) and updates_per_step(config) * learner_config.epochs > 1:
+        host_bytes += snapshot_bytes(params, learner_config)
     handover = None
     if engine is not None and isinstance(config, GrpoRunConfig) and config.train.colocate:
         host_bytes += state_bytes(learner)

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 from vz_ray.config.rollout import RolloutConfig
@@ -91,6 +91,7 @@ class WorkerPool:
         self._no_worker_timeout = NoWorkerTimeout(_NO_WORKER_WARN_AFTER_S, _NO_WORKER_WARN_EVERY_S)
         self._give_up_reason = ""
         self._closed = False
+        self._num_keeping = 0
         self._scaler = ScalingPolicy(
             min_count=config.num_workers,
             max_count=config.worker_limit,
@@ -366,6 +367,16 @@ class WorkerPool:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("Background task of the worker pool failed: %s", error, exc_info=error)
 
+    @contextlib.contextmanager
+    def keep_workers(self) -> Iterator[None]:
+        """Keep the workers of the block although they have no episodes: the next batch needs them."""
+        self._num_keeping += 1
+        try:
+            yield
+        finally:
+            self._num_keeping -= 1
+            self._scaler.idle_since = None
+
     async def _autoscale(self) -> None:
         """Start or drain workers to match the load."""
         while True:
@@ -373,6 +384,8 @@ class WorkerPool:
             staying = self._staying_workers()
             load = sum(worker.load for worker in staying) + self.queued_episodes
             target = self._scaler.target_count(time.monotonic(), len(staying), load)
+            if self._num_keeping:
+                target = max(target, len(staying))
             for _ in range(target - len(staying)):
                 self._spawn_worker()
             # A SYNCING worker cannot finish its paused episodes.

@@ -53,6 +53,8 @@ class GpuHandover:
         if learner is not None:
             await learner.load_states()
 
-    def metrics(self, report: PublishReport) -> dict[str, float]:
-        """Return the metrics of a publish that woke the engines."""
-        return {metric_names.WAKE_SECONDS: report.pause_s + report.resume_s} if self._config.train.colocate else {}
+    def metrics(self, report: PublishReport | None) -> dict[str, float]:
+        """Return the metrics of a publish that woke the engines; none without a publish."""
+        if report is None or not self._config.train.colocate:
+            return {}
+        return {metric_names.WAKE_SECONDS: report.pause_s + report.resume_s}

@@ -93,16 +93,17 @@ class StoredLayout:
     def __init__(self, module: torch.nn.Module) -> None:
         self._family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", ""))
 
-    def _transposed(self, name: str) -> bool:
+    def is_transposed(self, name: str) -> bool:
+        """Return whether checkpoints hold a parameter with its last two dimensions exchanged."""
         return self._family is not None and self._family.is_stored_transposed(name)
 
     def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a parameter in checkpoints."""
-        return (*shape[:-2], shape[-1], shape[-2]) if self._transposed(name) else shape
+        return (*shape[:-2], shape[-1], shape[-2]) if self.is_transposed(name) else shape
 
     def tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a whole parameter as checkpoints hold it, contiguous; a copy if its layout differs."""
-        return tensor.transpose(-1, -2).contiguous() if self._transposed(name) else tensor
+        return tensor.transpose(-1, -2).contiguous() if self.is_transposed(name) else tensor
 
 
 class ModuleSource:
