@@ -43,7 +43,7 @@ class StepTime:
         rollout_s: Rollout of a batch.
         learner: Learner step on the batch.
         publish_s: Weight publish.
-        switch_s: Moving learner states, and with sleep level 1 the engine's weights; waking engines. 0 unless colocated.
+        switch_s: Moving learner states, and engine weights with sleep level 1; waking engines. 0 unless colocated.
         bytes_over: Bytes that a GPU lacks; at most 0 if everything fits.
         settings: Overrides of the config.
     """
