@@ -10,6 +10,7 @@ from vz_ray.planning.activation_memory import block_mlp_bytes
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem
 from vz_ray.planning.kv_cache import KvCacheLayout
+from vz_ray.planning.published_weights import adapter_slot_elements
 
 MAX_NUM_BATCHED_TOKENS = 2048
 """vLLM's default `max_num_batched_tokens` for embedded engines: prefill tokens per step."""
@@ -131,6 +132,7 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
             -(-dtype_bytes * shape.parameters // shards),
             Certainty.EXACT if shards == 1 else Certainty.ESTIMATE,
         ),
+        MemoryItem("adapter", -(-dtype_bytes * adapter_slot_elements(shape, engine) // shards), Certainty.ESTIMATE),
         MemoryItem("encoder cache", features),
         MemoryItem("deepstack buffers", deepstack),
         MemoryItem("prefill and sampling workspace", max(prefill, encoder) + sampling, Certainty.ESTIMATE),

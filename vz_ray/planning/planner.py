@@ -26,6 +26,7 @@ from vz_ray.planning.learner_memory import (
     worst_case_batch,
 )
 from vz_ray.planning.model_flops import BACKWARD_FACTOR, FROZEN_BACKWARD_FACTOR
+from vz_ray.planning.published_weights import check_published_adapters
 from vz_ray.planning.sequence_parallel import check_sequence_parallel
 from vz_ray.planning.teacher import TeacherPlan, plan_teacher
 from vz_ray.planning.trainable_params import TrainableParams, count_trainable_params
@@ -144,6 +145,7 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
         raise UserError(str(error)) from error
     learner_config = replace(config.learner, model=config.model)
     check_sequence_parallel(shape, learner_config.sequence_parallel_size)
+    check_published_adapters(shape, learner_config.lora)
     params = count_trainable_params(shape, learner_config)
     uses_reference = learner_config.loss.kl_coef > 0
     has_reference = uses_reference and learner_config.needs_separate_reference
@@ -157,9 +159,10 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
     handover = None
     if engine is not None and isinstance(config, GrpoRunConfig) and config.train.colocate:
         host_bytes += state_bytes(learner)
-        if config.train.sleep_level == 1:
+        if config.sleep_level == 1:
             host_bytes += 2 * shape.parameters
-        largest_tensor = shape.text.vocab_size * shape.text.hidden
+        all_weights = not learner_config.lora.publishes_adapters
+        largest_tensor = shape.text.vocab_size * shape.text.hidden if all_weights else params.largest_tensor
         learner, engine, handover = take_turns(learner, engine, weight_dtype_bytes(learner_config) * largest_tensor)
     passes = _passes(config, batch_size, uses_reference, params, worst_case)
     rate = learner_flops.ComputeRate(learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu)

@@ -21,6 +21,7 @@ from vz_ray.planning.engine_speed import EngineSpeed
 from vz_ray.planning.episode_budget import longest_episode
 from vz_ray.planning.learner_time import learner_time
 from vz_ray.planning.planner import make_plan
+from vz_ray.planning.published_weights import published_bytes
 from vz_ray.utils.errors import UserError
 
 SAFETY_FACTOR = 2.0
@@ -83,7 +84,7 @@ def plan_timeouts(
             _choose(config, "episode_s", _episode(config, turn.seconds)),
         ]
     if isinstance(config, GrpoRunConfig):
-        publish = _publish(config.rollout.worker_limit, assumptions, shape)
+        publish = _publish(config, assumptions, shape)
         timeouts.append(_choose(config, "publish_s", publish))
     if isinstance(config, GrpoRunConfig | SftRunConfig):
         timeouts.append(_choose(config, "learner_call_s", _learner_call(config, assumptions, shape)))
@@ -198,9 +199,9 @@ def _engine_start(assumptions: Assumptions, shape: ModelShape) -> Derived:
     return _with_margin(nbytes / (rate * 1e9) + ENGINE_START_S, reason)
 
 
-def _publish(workers: int, assumptions: Assumptions, shape: ModelShape) -> Derived:
+def _publish(config: GrpoRunConfig, assumptions: Assumptions, shape: ModelShape) -> Derived:
     """The slower of writing to shared memory, and of all workers pulling from one node."""
-    nbytes = 2 * shape.parameters
+    workers, nbytes = config.rollout.worker_limit, published_bytes(shape, config.learner)
     write_s = nbytes / (assumptions.shm_gbps * 1e9)
     pull_s = workers * nbytes / (assumptions.network_gbps * 1e9)
     reason = f"{nbytes / 1e9:.1f} GB to shared memory at {assumptions.shm_gbps:g} GB/s"

@@ -28,6 +28,7 @@ class ScoringEngine(VllmEngine):
             config,
             # vLLM samples at least one token after the longest trajectory.
             max_model_len=config.max_model_len + 1,
+            adapter_rank=0,
             options={**config.options, "worker_extension_cls": extension},
         )
         engine = await super().start(model, config, **options)
