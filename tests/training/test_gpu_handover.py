@@ -95,7 +95,7 @@ class Run:
         self.dir, _ = RunDir.create_or_resume(folder / "run", "")
         self.scheduler, self.learner = scheduler, FakeLearner(scheduler)
         self.runtime = Runtime(self.learner, scheduler, FakeTransport())  # type: ignore[arg-type]
-        self.handover = GpuHandover(self.config.train, scheduler.pool)
+        self.handover = GpuHandover(self.config, scheduler.pool)
         self.state = TrainingState(TaskSampler([TASK], 0))
         monkeypatch.setattr(loop, "initialize_state", self._initialize_state)
         monkeypatch.setattr(loop, "collect_step_batch", self._collect)
@@ -186,5 +186,5 @@ async def test_stop_during_publish_or_validation_saves_the_step(
 async def test_handover_does_nothing_without_colocation(start_scheduler: StartScheduler) -> None:
     factory = WorkerFactory()
     scheduler = await start_scheduler(factory)
-    await GpuHandover(load_config(GrpoRunConfig, None, []).train, scheduler.pool).give_to_learner()
+    await GpuHandover(load_config(GrpoRunConfig, None, []), scheduler.pool).give_to_learner()
     assert all("sleep" not in worker.calls for worker in factory.workers)

@@ -97,6 +97,11 @@ class QuickstartConfig(GrpoRunConfig):
                 f"is {self.weights.transport!r}; the quickstart evaluates several models on the same engines, which "
                 "requires 'shm'",
             )
+        if self.learner.lora.publish == "adapters":
+            raise InvalidValueError(
+                "learner.lora.publish",
+                "is 'adapters'; the quickstart evaluates several models on the same engines, which requires 'merged'",
+            )
         if self.train.colocate:
             raise InvalidValueError(
                 "train.colocate", "is true; the quickstart trains while its engines start, so it must be false"
@@ -106,6 +111,11 @@ class QuickstartConfig(GrpoRunConfig):
                 "sft_continued.max_time_s",
                 f"is {self.sft_continued.max_time_s}; it must be 0, because the stage takes as long as RL training",
             )
+
+    @property
+    def publishes_adapters(self) -> bool:
+        """False: the engines hold several models in turn."""
+        return False
 
     @property
     def images_per_prompt(self) -> int:

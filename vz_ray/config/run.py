@@ -8,7 +8,7 @@ from pathlib import Path
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import DataConfig
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.config.fields import InvalidValueError, Section, check_at_least, choice, number, set_derived_values
+from vz_ray.config.fields import InvalidValueError, Section, check_at_least, number, set_derived_values
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.monitoring import MonitoringConfig, TrackingConfig
 from vz_ray.config.ray import RayConfig
@@ -25,6 +25,7 @@ MUTABLE_ON_RESUME = (
     "learner.offload",
     "learner.gradient_checkpointing",
     "learner.sequence_parallel_size",
+    "learner.lora.publish",
     "learner.vision_slice_patches",
     "learner.micro_batch_tokens",
     "learner.share_prefixes",
@@ -69,9 +70,10 @@ class TrainConfig(Section):
     colocate: bool = False
     """Learner ranks and engines share the same GPUs and alternate: engines sleep while the learner works, and
     the learner's states are in host memory while engines sample."""
-    sleep_level: int = choice(2, 1)
+    sleep_level: int | None = number(None, minimum=1, maximum=2)
     """Memory of a sleeping engine's weights with `colocate`. 2: discarded, because every wake-up is followed by a
-    complete set of weights; 1: kept in host memory, for models whose weights vLLM cannot restore completely."""
+    complete set of weights; 1: kept in host memory, for models whose weights vLLM cannot restore completely. Default:
+    1 if adapters are published (`learner.lora.publish`), else 2."""
     wait_for_episodes: bool = False
     """Finish running episodes before engines load new weights; otherwise episodes continue with the new
     weights."""
@@ -302,6 +304,21 @@ class GrpoRunConfig(RolloutRunConfig):
             )
 
     @property
+    def publishes_adapters(self) -> bool:
+        """Whether engines receive adapters instead of all weights."""
+        return self.learner.lora.chooses_adapters
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank for which engines allocate adapters; 0 if they receive all weights."""
+        return self.learner.lora.engine_rank if self.publishes_adapters else 0
+
+    @property
+    def sleep_level(self) -> int:
+        """Sleep level of the engines; see `EngineClient.sleep`."""
+        return self.train.sleep_level or (1 if self.publishes_adapters else 2)
+
+    @property
     def shares_gpus(self) -> bool:
         """Whether each GPU has one learner rank and one engine."""
         return self.train.colocate or self.weights.transport == "ipc"
@@ -336,6 +353,13 @@ class GrpoRunConfig(RolloutRunConfig):
                 f"is {self.train.max_staleness}; with train.colocate it must be 0, because engines sleep while the "
                 "learner works",
                 "train.colocate",
+            )
+        if self.sleep_level == 2 and self.publishes_adapters:
+            raise InvalidValueError(
+                "train.sleep_level",
+                "is 2, which discards the checkpoint's weights; a publish of adapters does not restore them. Use 1, or "
+                "learner.lora.publish=merged",
+                "learner.lora.publish",
             )
 
     def _check_shared_gpus(self) -> None:

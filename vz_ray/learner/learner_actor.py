@@ -219,7 +219,7 @@ class LearnerActor:
         Returns:
             The update on rank 0, None on other ranks.
         """
-        source = CollectiveSource(self._trainer.weight_source(), bucket_bytes)
+        source = CollectiveSource(self._trainer.published_source(), bucket_bytes)
         update = None
         with source.gathered_to_the_end():
             if self._rank == 0:
@@ -243,7 +243,7 @@ class LearnerActor:
 
     def announce_weights(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
         """Describe the current weights as `version` for a transfer by NCCL or in parts."""
-        info, nbytes = update_info(self._trainer.weight_source())
+        info, nbytes = update_info(self._trainer.published_source())
         return self._announce(WeightUpdate(version, "", info, nbytes, self._score(probe)))
 
     def start_export(self, version: int, bucket_bytes: int) -> None:
@@ -253,7 +253,7 @@ class LearnerActor:
             WeightIntegrityError: The weights changed since `announce_weights`.
         """
         self._check_announced(version)
-        self._exporter.start(self._trainer.weight_source(), bucket_bytes)
+        self._exporter.start(self._trainer.published_source(), bucket_bytes)
 
     def export_part(self, receivers: frozenset[int]) -> dict[str, Any] | None:
         """Return the handles of the next bucket, which all ranks gather; None after the last one.
@@ -312,7 +312,7 @@ class LearnerActor:
         self._broadcast = self._broadcast_thread.submit(self._send_weights)
 
     def _send_weights(self) -> None:
-        source = self._trainer.weight_source()
+        source = self._trainer.published_source()
         if self._rank == 0:
             self._nccl.broadcast(source)
         else:

@@ -28,7 +28,7 @@ from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.distributed import all_gather_object, all_reduce_max, all_reduce_sum, init_distributed
 from vz_ray.learner.entropy import EntropyController
 from vz_ray.learner.example import Example, encode_probe, encode_trajectory
-from vz_ray.learner.export import ZeroWeightSource, export_hf
+from vz_ray.learner.export import export_hf
 from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.grpo_loss import grpo_loss
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
@@ -43,9 +43,10 @@ from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, 
 from vz_ray.learner.state_offload import StateOffloader
 from vz_ray.learner.step_snapshot import StepSnapshot
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
+from vz_ray.learner.weight_sources import AdapterSource, ZeroWeightSource
 from vz_ray.planning.sequence_parallel import check_sequence_parallel
 from vz_ray.utils.interrupt import StepStopped
-from vz_ray.weight_sync import ParityProbe, ProbeScore
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightSource
 
 LogprobFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 """Returns log-probs and entropies of the sampled tokens, `[B, S]` each."""
@@ -223,13 +224,19 @@ class Trainer:
         return ProbeScore(len(probe.expanded_ids), tuple(self.engine(batch)[0][0].tolist()))
 
     def weight_source(self) -> ZeroWeightSource:
-        """Return the weights under their HF names, for publishing."""
+        """Return all weights under their HF names, with adapters merged."""
         return ZeroWeightSource(self.policy.hf, self._offloader)
+
+    def published_source(self) -> WeightSource:
+        """Return what engines receive: the adapters or all weights, see `LoraConfig.publish`."""
+        if self.config.lora.publishes_adapters:
+            return AdapterSource(self.policy.hf, self._offloader)
+        return self.weight_source()
 
     def offload_states(self, *, keep_weights: bool = False) -> int:
         """Move the states to host memory and return the number of bytes; see `StateOffloader.offload`.
 
-        Until `load_states`, only `weight_source`, `save_checkpoint` and `offload_states` may be called.
+        Until `load_states`, only the sources of weights, `save_checkpoint` and `offload_states` may be called.
         """
         return self._offloader.offload(keep_weights=keep_weights)
 

@@ -144,6 +144,8 @@ _STEP_METRICS = (
     _gauge("vz_weight_version", "Weight version of the engines.", "", key=keys.WEIGHT_VERSION),
     _gauge("vz_weight_sync_seconds", "Time from pause to resume of generation in a publish.", "s",
            key=keys.WEIGHT_SYNC_SECONDS),
+    _gauge("vz_weight_sync_bytes", "Size of a published version: all weights, or the adapters.", "bytes",
+           key=keys.WEIGHT_SYNC_BYTES),
     _gauge("vz_wake_seconds", "Part of a publish in which sleeping engines allocate their memory.", "s",
            key=keys.WAKE_SECONDS),
     _gauge("vz_probe_gap_nats", "Mean log-prob gap of the parity probe after a publish.", "nats", key=keys.PROBE_GAP),

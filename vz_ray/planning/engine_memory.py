@@ -10,6 +10,7 @@ from vz_ray.planning.activation_memory import block_mlp_bytes
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem
 from vz_ray.planning.kv_cache import KvCacheLayout
+from vz_ray.planning.published_weights import adapter_slot_elements
 
 MAX_NUM_BATCHED_TOKENS = 2048
 """vLLM's default `max_num_batched_tokens` for embedded engines: prefill tokens per step."""
@@ -48,6 +49,11 @@ class EngineMemory:
     encoder_cache_images: int
     mm_cache_frames: int
     host_bytes: int
+
+    @property
+    def bytes_over(self) -> int:
+        """Bytes that a GPU lacks for the engine to start; negative if memory is left."""
+        return max(self.footprint.bytes_over, (self.min_kv_tokens - self.kv_tokens) * self.kv_bytes_per_token)
 
     @property
     def can_start(self) -> bool:
@@ -126,6 +132,7 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
             -(-dtype_bytes * shape.parameters // shards),
             Certainty.EXACT if shards == 1 else Certainty.ESTIMATE,
         ),
+        MemoryItem("adapter", -(-dtype_bytes * adapter_slot_elements(shape, engine) // shards), Certainty.ESTIMATE),
         MemoryItem("encoder cache", features),
         MemoryItem("deepstack buffers", deepstack),
         MemoryItem("prefill and sampling workspace", max(prefill, encoder) + sampling, Certainty.ESTIMATE),

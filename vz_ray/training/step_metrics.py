@@ -138,6 +138,7 @@ def batch_metrics(
         metrics |= {
             metric_names.WEIGHT_VERSION: float(publish_report.version),
             metric_names.WEIGHT_SYNC_SECONDS: publish_report.sync_s,
+            metric_names.WEIGHT_SYNC_BYTES: float(publish_report.nbytes),
             **publish_report.probe_metrics(),
         }
     return metrics
