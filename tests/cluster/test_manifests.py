@@ -171,7 +171,7 @@ def test_checkpoint_fits_the_stop_time_of_a_job(workload: Workload) -> None:
     groups = {group.name: group for group in workload.groups}
     stop_s = float(groups["head"].env["RAY_JOB_STOP_WAIT_TIME_S"]["value"])
     assert stop_s >= checkpoint_s
-    for name, command in (("head", "stop-jobs"), ("learner", "wait-for-jobs")):
+    for name, command in (("head", "stop-jobs"), ("learner", "wait-idle")):
         if name in groups:
             hook_s = groups[name].hook_seconds(command)
             assert hook_s >= stop_s, name

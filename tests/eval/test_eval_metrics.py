@@ -11,7 +11,7 @@ from vz_ray.config.run import EvalConfig
 from vz_ray.env.trajectory import EpisodeStatus
 from vz_ray.eval.bootstrap import bootstrap_mean, paired_difference
 from vz_ray.eval.eval_log import EvalResult
-from vz_ray.eval.eval_metrics import accuracy_by_task, compute_eval_metrics, step_metrics
+from vz_ray.eval.eval_metrics import accuracy_by_task, compute_eval_metrics, step_metrics, zoom_accuracy_gain
 from vz_ray.monitoring import metric_names
 from vz_ray.rewards import UNPARSED_NOTE
 
@@ -72,6 +72,19 @@ def test_unscored_episode_raises(make_result: MakeResult) -> None:
     unscored = replace(result, trajectory=replace(result.trajectory, reward=None))
     with pytest.raises(ValueError, match="0/t0/0#0"):
         compute_eval_metrics([unscored])
+
+
+def test_zoom_accuracy_gain_compares_samples_of_a_group(make_result: MakeResult) -> None:
+    """Groups a and b gain 1 and -1/2; c has no sample without a zoom, and an invalid sample does not count."""
+    results = [
+        *(make_result("a"), make_result("a", correct=False, zooms=[])),
+        *(make_result("b", correct=False), make_result("b", zooms=[None]), make_result("b", correct=False, zooms=[])),
+        *(make_result("c"), make_result("c", zooms=[], valid=False, status=EpisodeStatus.FAILED)),
+    ]
+    assert zoom_accuracy_gain(results) == pytest.approx((1 - 0.5) / 2)
+    assert zoom_accuracy_gain(results[-2:]) is None
+    assert step_metrics(results)[metric_names.ZOOM_ACCURACY_GAIN] == pytest.approx(0.25)
+    assert step_metrics(results)[metric_names.OVERVIEW_FRAMES] == 4
 
 
 def test_step_metrics_use_catalog_names(make_result: MakeResult) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.learner.training_data import TrainingData
 from vz_ray.config.learner import OptimizerConfig
 from vz_ray.config.loss import LossConfig
 from vz_ray.env.trajectory import EpisodeStatus, Group, SampledAction, Trajectory
+from vz_ray.learner.mini_batch import build_mini_batches
 from vz_ray.learner.trainer import Trainer
 from vz_ray.video.frame import ZoomRequest
 
@@ -116,7 +118,8 @@ def test_masks_and_turn_credit_reach_the_loss(setup: Setup) -> None:
     trainer = setup.trainer
     for name in ("default", "shaped_turns", "masked_turns", "masked_episodes"):
         metrics = setup.step(CHOICES[name])
-        (batch,) = trainer._build_mini_batches(setup.groups)
+        plan, loss = trainer.micro_batches.plan, trainer.config.loss
+        (batch,) = build_mini_batches(setup.groups, trainer.encode, plan, 8, loss)
         expected = 0.0
         for example, advantages, weights in zip(batch.examples, batch.advantages, batch.loss_weights, strict=True):
             turns = range(len(example.turn_lengths))
@@ -127,3 +130,18 @@ def test_masks_and_turn_credit_reach_the_loss(setup: Setup) -> None:
         assert metrics["policy_loss"] == pytest.approx(expected, abs=1e-5), name
     masked = [weights for weights in batch.loss_weights if not weights.any()]
     assert len(masked) == 3, "one truncated episode per group"
+
+
+def test_entropy_coefficient_adapts_and_is_restored(setup: Setup, tmp_path: Path) -> None:
+    """The entropy is below 100 nats, so that the coefficient grows by one step each time."""
+    loss, trainer = LossConfig(entropy_target=100.0, entropy_step=0.5), setup.trainer
+    first, second = (setup.step(loss)["entropy_coef"] for _ in range(2))
+    assert second - first == pytest.approx(0.5)
+    trainer.save_checkpoint(tmp_path / "checkpoint")
+    expected = setup.step(loss)["entropy_coef"]
+    trainer.load_checkpoint(tmp_path / "checkpoint")
+    assert setup.step(loss)["entropy_coef"] == expected == pytest.approx(first + 1.0)
+    metrics = setup.step(LossConfig(entropy_target=1e-9, entropy_step=0.5))
+    assert metrics["entropy_coef"] == pytest.approx(first + 1.5), "the step before was below its target"
+    assert setup.step(LossConfig(entropy_target=1e-9))["entropy_coef"] == 0
+    assert "entropy_coef" not in setup.step(LossConfig())

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.learner.test_loss import LENGTHS, float64_tensor, random_batch
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.loss import LossConfig
+from vz_ray.learner.entropy import EntropyController
 from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
 from vz_ray.learner.kl import KL_ESTIMATORS, estimate_kl
 from vz_ray.learner.off_policy import rejection_mask, truncated_importance_weights
@@ -252,12 +253,25 @@ def test_masked_trajectories_do_not_count_in_the_weights() -> None:
             {"turn_coef": 0.5},
             r"turn_coef is 0\.5 and turn_credit is 'none'; it has no effect, set turn_credit to shaped",
         ),
+        ({"entropy_target": 0.0}, r"entropy_target is 0\.0; it must be finite and above 0"),
+        ({"entropy_step": 0.01}, r"entropy_step is 0\.01 and entropy_target is null; .* set entropy_target"),
         ({"turn_discount": 0.5, "turn_credit": "shaped"}, r"turn_discount is 0\.5 and turn_credit is 'shaped'"),
     ],
 )
 def test_config_refuses_invalid_and_unused_values(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LossConfig(**change)
+
+
+def test_entropy_coefficient_follows_the_target() -> None:
+    config = LossConfig(entropy_target=0.2, entropy_coef=0.001, entropy_step=0.001)
+    controller, applied = EntropyController(config.entropy_coef), []
+    for entropy in (0.15, 0.1, 0.3, 0.25, 0.4, 0.5, 0.19):
+        controller.update(entropy, config)
+        applied.append(controller.apply(config).entropy_coef)
+    assert applied == pytest.approx([0.002, 0.003, 0, 0, 0, 0, 0.001])
+    fixed = LossConfig(entropy_coef=0.5)
+    assert controller.apply(fixed) is fixed
 
 
 def test_corrections_require_recomputed_logprobs() -> None:

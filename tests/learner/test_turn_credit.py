@@ -19,8 +19,15 @@ from vz_ray.env.trajectory import (
     Trajectory,
     Turn,
 )
-from vz_ray.learner.advantages import compute_advantages, discounted_returns, group_advantages, turns_with_loss
-from vz_ray.video.frame import ZoomRequest
+from vz_ray.learner.advantages import (
+    break_ties,
+    compute_advantages,
+    discounted_returns,
+    group_advantages,
+    outcome_advantages,
+    turns_with_loss,
+)
+from vz_ray.video.frame import FrameRef, ZoomRequest
 
 ZOOM = ZoomRequest(1, 3, 2)
 HALF = np.sqrt(0.5)
@@ -83,6 +90,30 @@ def test_return_credit_normalizes_the_returns_of_each_turn() -> None:
     assert got[2] == pytest.approx([0.2 - first_mean, -second_mean, -2 / 3])
     scaled = group_advantages(group, LossConfig(turn_credit="returns"))
     assert [row[0] for row in scaled] == pytest.approx(compute_advantages([1.4, 0.9, 0.2]))
+
+
+def with_frames(group: Group, frames: tuple[int, ...]) -> Group:
+    """Return the group with zooms that returned this many frames."""
+    trajectories = []
+    for trajectory, count in zip(group.trajectories, frames, strict=True):
+        refs = tuple(FrameRef("v", "v.mp4", 0, float(i), 28, 28, "s", "d", str(i)) for i in range(count))
+        observation = TokenContext((7,) * count, ((1, 2, 2),) * count, refs, pad_id=7, merge_size=2)
+        turn = replace(trajectory.turns[0], zoom=ZOOM, observation=observation)
+        trajectories.append(replace(trajectory, turns=(turn, *trajectory.turns[1:])))
+    return replace(group, trajectories=tuple(trajectories))
+
+
+def test_ties_of_correct_samples_are_broken_by_zoomed_frames() -> None:
+    group = with_frames(make_group(*[(r, (0.0, 0.0)) for r in (1, 1, 1, 0, 0)]), (8, 16, 12, 2, 4))
+    assert break_ties(group, 0.05).rewards == pytest.approx((1, 0.95, 0.975, 0, 0))
+    assert break_ties(group, 0.0) is group
+    same = with_frames(make_group((1, (0.0, 0.0)), (1, (0.0, 0.0)), (0, (0.0, 0.0))), (4, 4, 1))
+    assert break_ties(same, 0.05).rewards == same.rewards
+    config = LossConfig(frame_tie_break=0.05, advantage_estimator="dr_grpo")
+    advantages = np.concatenate(group_advantages(group, config))
+    assert advantages == pytest.approx(np.array([1, 0.95, 0.975, 0, 0]) - 2.925 / 5)
+    assert outcome_advantages(group, config) == pytest.approx(advantages)
+    assert group_advantages(group, replace(config, turn_credit="returns"))[1][-1] == pytest.approx(0.95 - 2.925 / 5)
 
 
 def test_trajectory_without_turn_rewards_is_refused() -> None:

@@ -35,6 +35,8 @@ from vz_ray.learner.logprobs import TokenLogprobs
 from vz_ray.learner.policy_model import PolicyModel
 from vz_ray.planning import activation_memory
 from vz_ray.planning.activation_memory import AttentionMemory
+from vz_ray.planning.layer_workspace import layer_workspace_bytes
+from vz_ray.planning.learner_activations import WorstCaseBatch, activation_items
 from vz_ray.planning.trainable_params import count_trainable_params
 
 pytestmark = pytest.mark.integration
@@ -193,14 +195,14 @@ def test_peak_of_a_pass_is_within_tolerance(
         run()  # loads the kernels and their workspaces
         policy.zero_grad(set_to_none=True)
     peak = peak_bytes(device, run)
-    layer = activation_memory.layer_workspace_bytes(
-        shape, width, tokens, patches, checkpointing=checkpointing, attention=attention
-    )
-    logits = activation_memory.logits_workspace_bytes(shape.text, width, sampled, 64)
-    saved = expected_saved_bytes(policy, batch, checkpointing=checkpointing, frozen=False, attention=attention)
-    expected = saved + max(layer, logits)
+    learner = LearnerConfig(gradient_checkpointing=checkpointing, logprob_chunk_tokens=64)
+    worst_case = WorstCaseBatch(tokens, patches, sampled, attention_pairs=0, gathered_keys=gathered_keys)
+    params = count_trainable_params(shape, learner)
+    items = activation_items(shape, learner, params, worst_case, width, attention)
+    # The pixels existed before.
+    expected = sum(item.bytes for item in items) - batch.pixel_values.nbytes
     record_property("planned_to_measured", expected / peak)
-    assert expected == pytest.approx(peak, rel=PEAK_TOLERANCE[device.type]), (expected / peak, saved, layer, logits)
+    assert expected == pytest.approx(peak, rel=PEAK_TOLERANCE[device.type]), (expected / peak, items)
 
 
 @pytest.mark.slow
@@ -253,9 +255,9 @@ def test_peak_with_adapters_is_below_the_formulas(
     shape, width = policy.shape, dtype.itemsize
     tokens, sampled = batch.input_ids.numel(), int(batch.mask.sum())
     dropped = tokens * (width + 1) * count_trainable_params(shape, LearnerConfig(lora=lora)).dropout_inputs
-    layer = activation_memory.layer_workspace_bytes(
-        shape, width, tokens, 0, checkpointing=checkpointing, attention=unfused(batch)
-    ) + (dropped // shape.text.layers if checkpointing else 0)
+    layer = layer_workspace_bytes(shape.text, width, tokens, checkpointing=checkpointing, attention=unfused(batch)) + (
+        dropped // shape.text.layers if checkpointing else 0
+    )
     logits = activation_memory.logits_workspace_bytes(shape.text, width, sampled, 64, head_trained=False)
     saved = expected_saved_bytes(policy, batch, checkpointing=checkpointing, frozen=True)
     expected = saved + (0 if checkpointing else dropped) + max(layer, logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, RewardParts, TokenContext, Trajectory
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.batch_collector import RolloutBatch
-from vz_ray.training.loop import check_batch, checkpoint_metric, validate_and_checkpoint
+from vz_ray.training.loop import checkpoint_metric, draw_episode_config, validate_and_checkpoint
 from vz_ray.training.state import TrainingState, list_checkpoints
+from vz_ray.training.step_metrics import check_batch
 from vz_ray.utils.errors import UserError
 
 TASK = Task("t", "v.mp4", "?", "A")
@@ -33,6 +35,22 @@ def batch(*rewards: RewardParts, status: EpisodeStatus = EpisodeStatus.ANSWERED)
         trajectory = Trajectory(id, "", TokenContext(()), (), status, reward=reward, error="no engine")
         rollout_batch.sampled.append((TASK, Group("t", (trajectory,))))
     return rollout_batch
+
+
+def test_overview_frames_of_a_group_depend_on_seed_step_and_task() -> None:
+    def frames(config: GrpoRunConfig, step: int, task: str) -> int:
+        episode = draw_episode_config(config, step, Task(task, "v.mp4", "what?", "A"))
+        assert episode is not None
+        assert replace(episode, overview_frames=64) == config.episode
+        return episode.overview_frames
+
+    config = load_config(GrpoRunConfig, None, ["train.min_overview_frames=4"])
+    drawn = [frames(config, step, f"t{i}") for step in range(20) for i in range(20)]
+    assert drawn == [frames(config, step, f"t{i}") for step in range(20) for i in range(20)]
+    assert (min(drawn), max(drawn)) == (4, 64)
+    assert sum(drawn) / len(drawn) == pytest.approx(34, abs=3)
+    assert drawn != [frames(replace(config, seed=1), step, f"t{i}") for step in range(20) for i in range(20)]
+    assert draw_episode_config(GrpoRunConfig(), 0, Task("t", "v.mp4", "what?", "A")) is None
 
 
 def test_batch_without_valid_reward_is_rejected() -> None:
@@ -69,5 +87,5 @@ async def test_best_checkpoint_is_kept_besides_newest(tmp_path: Path) -> None:
     state = TrainingState(TaskSampler([Task("t", "v.mp4", "what?", "A", AnswerType.MULTIPLE_CHOICE)]))
     for reward in (0.1, 0.8, 0.9, 0.3, 0.2, 0.4):
         state.finish_step()
-        await validate_and_checkpoint(config, state, run, runtime, None, {"reward/total": reward})
+        await validate_and_checkpoint(config, state, run, runtime, None, {"reward/total": reward}, None)
     assert [path.name for path in list_checkpoints(run)] == ["step-000002", "step-000006"]

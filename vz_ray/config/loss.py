@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from vz_ray.config.fields import InvalidValueError, Section, choice, number
+from vz_ray.config.fields import InvalidValueError, Section, choice, derived, number
 
 _REJECTION_BANDS = {"none": (0.0, inf), "token": (0.5, 5.0), "sequence": (0.5, 2.0), "geometric": (0.999, 1.001)}
 """Default band of each `rejection`: IcePop's, and those of verl's presets."""
@@ -35,6 +35,9 @@ class LossConfig(Section):
     """Coefficient of the turn rewards with `turn_credit: shaped`."""
     turn_discount: float = number(0.9, above=0, maximum=1)
     """Discount per turn with `turn_credit: returns`."""
+    frame_tie_break: float = number(0.0, minimum=0)
+    """Maximum reduction of the reward of a correct sample that zoomed into more frames than another correct sample with
+    the same reward; 0 disables it."""
     mask_truncated: str = choice("none", "turn", "episode")
     """Sampled tokens without loss. `turn`: of turns that reached their token limit; `episode`: of truncated
     episodes."""
@@ -57,7 +60,12 @@ class LossConfig(Section):
     kl_cap: float | None = number(None, above=0)
     """Maximum absolute KL estimate of a token, in nats; the gradient beyond is 0. Null disables the cap."""
     entropy_coef: float = number(0.001, minimum=0)
-    """Coefficient of the entropy bonus."""
+    """Coefficient of the entropy bonus; the initial one with an `entropy_target`."""
+    entropy_target: float | None = number(None, above=0)
+    """Minimum entropy per token in nats: the coefficient grows by `entropy_step` after a step below it, and shrinks
+    after others, whose bonus is 0; null keeps the coefficient."""
+    entropy_step: float = number(0.001, above=0)
+    """Change of the coefficient per step with an `entropy_target`."""
     tis_cap: float | None = number(None, above=0)
     """Cap C of the truncated importance weight min(exp(old - engine), C); null disables the weight."""
     tis_level: str = choice("token", "sequence")
@@ -70,6 +78,12 @@ class LossConfig(Section):
     """Minimum ratio; null follows `rejection`: 0.5, geometric 0.999."""
     rejection_high: float | None = number(None, above=1)
     """Maximum ratio; null follows `rejection`: token 5, sequence 2, geometric 1.001."""
+    teacher_coef: float = derived(0.0, "teacher_coef", "teacher.kl_coef")
+    """Coefficient of the reverse KL to the teacher; 0 without a teacher."""
+    teacher_kl_cap: float | None = derived(None, "teacher.kl_cap")
+    """Maximum absolute KL estimate to the teacher of a token, in nats."""
+    reward_weight: float = derived(1.0, "reward_weight", "teacher.reward_weight")
+    """Factor of the reward's advantage; 1 without a teacher."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +92,12 @@ class LossConfig(Section):
         self._check_unused("clip_ratio_c", "policy_loss", "clip")
         for key in ("rejection_low", "rejection_high"):
             self._check_unused(key, "rejection", "token", "sequence", "geometric")
+        if self.entropy_target is None and self._is_set("entropy_step"):
+            raise InvalidValueError(
+                "entropy_step",
+                f"is {self.entropy_step} and entropy_target is null; it has no effect, set entropy_target",
+                "entropy_target",
+            )
         if self.tis_cap is None and self.tis_level != "token":
             raise InvalidValueError(
                 "tis_level", f"is {self.tis_level!r} and tis_cap is null; it has no effect, set tis_cap", "tis_cap"

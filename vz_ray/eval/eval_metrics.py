@@ -124,6 +124,19 @@ def _p95(values: Sequence[float]) -> float | None:
     return float(np.percentile(values, 95)) if values else None
 
 
+def zoom_accuracy_gain(results: Iterable[EvalResult]) -> float | None:
+    """Return the accuracy of samples with a valid zoom minus that of the others.
+
+    The mean over the groups (tasks) that have both kinds of valid samples; None if there is no such group.
+    """
+    groups: defaultdict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    for result in results:
+        if (parts := reward_parts_of(result)).valid:
+            groups[result.task.task_id][bool(result.trajectory.zooms)].append(parts.accuracy)
+    gains = [np.mean(zoomed) - np.mean(others) for others, zoomed in groups.values() if others and zoomed]
+    return float(np.mean(gains)) if gains else None
+
+
 def _interval(results: Sequence[EvalResult], config: EvalConfig) -> ConfidenceInterval | None:
     if not results:
         return None
@@ -220,7 +233,9 @@ def step_metrics(results: Sequence[EvalResult]) -> dict[str, float]:
         metric_names.ZOOM_VALID_RATE: metrics.valid_zoom_rate,
         metric_names.ZOOMS_PER_EPISODE: metrics.zooms_mean,
         metric_names.EVENT_COVERAGE: metrics.event_coverage,
+        metric_names.ZOOM_ACCURACY_GAIN: zoom_accuracy_gain(results),
         metric_names.FRAMES_PER_EPISODE: metrics.frames_mean,
+        metric_names.OVERVIEW_FRAMES: _mean([len(result.trajectory.prompt.frame_refs) for result in results]),
         metric_names.ANSWERED_RATE: metrics.status.get(EpisodeStatus.ANSWERED.value),
         metric_names.UNPARSED_RATE: metrics.unparsed / metrics.questions if metrics.questions else None,
         metric_names.OVERVIEW_FALLBACK_RATE: (

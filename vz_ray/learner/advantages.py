@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
@@ -41,12 +42,66 @@ def is_informative(group: Group, min_std: float = 1e-4) -> bool:
     return _std(np.asarray(group.rewards)) >= min_std
 
 
+def is_trainable(group: Group, config: LossConfig) -> bool:
+    """Return whether the learner trains on a group.
+
+    Without a teacher, the group must be informative. A teacher gives a signal for groups of equal rewards, too: their
+    rewards need only be valid, and may be missing if `reward_weight` is 0. Every trajectory must have a sampled turn.
+    """
+    if not config.teacher_coef:
+        return is_informative(group, config.min_reward_std)
+    if not group.trajectories or any(not trajectory.turns for trajectory in group.trajectories):
+        return False
+    rewards = [trajectory.reward for trajectory in group.trajectories]
+    return not config.reward_weight or all(reward is not None and reward.valid for reward in rewards)
+
+
+def break_ties(group: Group, coef: float) -> Group:
+    """Return the group with the rewards r - coef (n - min n) / (max n - min n) of tied samples.
+
+    n is the number of zoomed frames. Samples are tied if their answers are correct and their rewards are equal; min
+    and max are over the tied samples. It is the length reward of Kimi k1.5 (arXiv 2501.12599) for frames, and does not
+    compare wrong answers.
+
+    Example: rewards 1.5, 1.5, 1.5, 0 with 8, 16, 12, 4 frames and coef 0.05 -> `[1.5, 1.45, 1.475, 0]`.
+    """
+    if not coef:
+        return group
+    frames_by_reward: dict[float, list[int]] = {}
+    for trajectory in group.trajectories:
+        if trajectory.reward and trajectory.reward.accuracy == 1:
+            frames_by_reward.setdefault(trajectory.reward.total, []).append(trajectory.num_zoom_frames)
+
+    def lower(trajectory: Trajectory) -> Trajectory:
+        reward = trajectory.reward
+        if reward is None or reward.accuracy != 1:
+            return trajectory
+        frames = frames_by_reward[reward.total]
+        share = (trajectory.num_zoom_frames - min(frames)) / max(1, max(frames) - min(frames))
+        return replace(trajectory, reward=replace(reward, total=reward.total - coef * share))
+
+    return replace(group, trajectories=tuple(map(lower, group.trajectories)))
+
+
+def outcome_advantages(group: Group, config: LossConfig) -> Floats:
+    """Return the advantage of each trajectory's outcome, `[n]`."""
+    return compute_advantages(break_ties(group, config.frame_tie_break).rewards, config.advantage_estimator)
+
+
 def group_advantages(group: Group, config: LossConfig) -> list[Floats]:
-    """Return the advantages of each trajectory: `[1]`, or `[turns]` with a `turn_credit`."""
+    """Return the advantages of each trajectory from its rewards: `[1]`, or `[turns]` with a `turn_credit`.
+
+    They are multiplied by `reward_weight`, and 0 if the group is not informative: only a teacher trains on it.
+    """
+    if config.teacher_coef and not (config.reward_weight and is_informative(group, config.min_reward_std)):
+        return [np.zeros(1 if config.turn_credit == "none" else len(t.turns)) for t in group.trajectories]
+    group = break_ties(group, config.frame_tie_break)
     outcome = compute_advantages(group.rewards, config.advantage_estimator)
     if config.turn_credit == "none":
-        return [outcome[i : i + 1] for i in range(len(outcome))]
-    return _TURN_CREDITS[config.turn_credit](group, outcome, config)
+        advantages = [outcome[i : i + 1] for i in range(len(outcome))]
+    else:
+        advantages = _TURN_CREDITS[config.turn_credit](group, outcome, config)
+    return [config.reward_weight * values for values in advantages]
 
 
 def _shaped_advantages(group: Group, outcome: Floats, config: LossConfig) -> list[Floats]:

@@ -37,6 +37,7 @@ from vz_ray.learner.checkpoint_files import (
     write_shards,
 )
 from vz_ray.learner.distributed import RankInfo, all_gather_object, fail_together
+from vz_ray.learner.entropy import EntropyController
 from vz_ray.learner.train_engine import TrainEngine
 from vz_ray.learner.zero_state import MOMENTS, WEIGHTS, ZeroState, create_zero_state, has_frozen_parameters, identity
 
@@ -56,6 +57,7 @@ class CheckpointMeta:
         dtype: Dtype of the model, such as `bfloat16`.
         model: Configured HF checkpoint that training started from.
         frozen_weights_hash: Hash of that checkpoint's weight files if some parameters are frozen, else None.
+        entropy: State of the `EntropyController`; checkpoints of earlier versions have none.
     """
 
     steps: int
@@ -65,6 +67,7 @@ class CheckpointMeta:
     dtype: str
     model: str
     frozen_weights_hash: str | None
+    entropy: dict[str, Any] | None = None
 
 
 def save_checkpoint(
@@ -73,10 +76,12 @@ def save_checkpoint(
     rank_info: RankInfo,
     config: LearnerConfig,
     on_host: Callable[[Tensor], Tensor] = identity,
+    entropy: EntropyController | None = None,
 ) -> None:
     """Write weights, moments, steps and random states; every rank must call.
 
     Args:
+        entropy: State of the entropy bonus.
         on_host: Returns the elements of offloaded tensors; see `StateOffloader.on_host`.
 
     Raises:
@@ -92,14 +97,14 @@ def save_checkpoint(
         with fail_together(rank_info, f"committing {staging}"):
             if rank_info.rank == 0:
                 write_index(staging, zero_state.shapes, [location for locations, _ in parts for location in locations])
-                meta = _build_meta(engine, zero_state, rank_info, config)
+                meta = _build_meta(engine, zero_state, rank_info, config, entropy)
                 (staging / _META_FILE).write_text(json.dumps(asdict(meta), indent=1))
                 all_hashes = {file: digest for _, hashes in parts for file, digest in hashes.items()}
                 commit(staging, directory, {"format": FORMAT}, all_hashes)
 
 
-def load_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, config: LearnerConfig) -> None:
-    """Verify a checkpoint and restore it; every rank must call.
+def load_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, config: LearnerConfig) -> CheckpointMeta:
+    """Verify a checkpoint and restore it; every rank must call. Returns its metadata.
 
     World size, ZeRO stage, dtype and offloading may differ from the run that wrote it. If they are equal,
     training on CPUs resumes bit for bit; otherwise up to the order of additions. Additional ranks get a random state
@@ -122,6 +127,7 @@ def load_checkpoint(directory: Path, engine: TrainEngine, rank_info: RankInfo, c
         zero_state.sync_model_weights()
         engine.steps = meta.steps
         _restore_rng_state(directory, rank_info, meta.world_size)
+    return meta
 
 
 def read_checkpoint_meta(directory: Path) -> CheckpointMeta:
@@ -158,7 +164,11 @@ def _read_slices(shards: ShardReader, zero_state: ZeroState, updates: int) -> No
 
 
 def _build_meta(
-    engine: TrainEngine, zero_state: ZeroState, rank_info: RankInfo, config: LearnerConfig
+    engine: TrainEngine,
+    zero_state: ZeroState,
+    rank_info: RankInfo,
+    config: LearnerConfig,
+    entropy: EntropyController | None,
 ) -> CheckpointMeta:
     frozen = has_frozen_parameters(engine.deepspeed.module)
     return CheckpointMeta(
@@ -169,6 +179,7 @@ def _build_meta(
         dtype=str(engine.dtype).removeprefix("torch."),
         model=str(config.model),
         frozen_weights_hash=hash_weight_files(config.model) if frozen else None,
+        entropy=asdict(entropy) if entropy else None,
     )
 
 

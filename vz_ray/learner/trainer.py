@@ -11,8 +11,8 @@ fetches the pixels of its share, ahead of the computation in a thread (`micro_ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,47 +23,33 @@ from torch import Tensor
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
-from vz_ray.learner.advantages import group_advantages, is_informative, turns_with_loss
+from vz_ray.learner.advantages import is_trainable
 from vz_ray.learner.batch import MicroBatch, collate
-from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
+from vz_ray.learner.distributed import all_gather_object, all_reduce_max, all_reduce_sum, init_distributed
+from vz_ray.learner.entropy import EntropyController
 from vz_ray.learner.example import Example, encode_probe, encode_trajectory
-from vz_ray.learner.export import ZeroWeightSource, export_hf
+from vz_ray.learner.export import export_hf
 from vz_ray.learner.frame_cache import FeatureCache
-from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
+from vz_ray.learner.grpo_loss import grpo_loss
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
 from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.lora import adapters_disabled, add_adapters
 from vz_ray.learner.micro_batches import InputTimes, MicroBatchLoader, Pixels
+from vz_ray.learner.mini_batch import MiniBatch, build_mini_batches
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
 from vz_ray.learner.state_offload import StateOffloader
+from vz_ray.learner.step_snapshot import StepSnapshot
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
+from vz_ray.learner.weight_sources import AdapterSource, ZeroWeightSource
 from vz_ray.planning.sequence_parallel import check_sequence_parallel
-from vz_ray.weight_sync import ParityProbe, ProbeScore
+from vz_ray.utils.interrupt import StepStopped
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightSource
 
 LogprobFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 """Returns log-probs and entropies of the sampled tokens, `[B, S]` each."""
-
-
-@dataclass(frozen=True, slots=True)
-class MiniBatch:
-    """The trajectories of one optimizer step.
-
-    Attributes:
-        trajectories: All trajectories, on every rank.
-        examples: The trajectories as arrays.
-        advantages: Of each example: `[1]`, or one per turn.
-        loss_weights: Of each example, likewise; see `grpo_loss.loss_weights`.
-        micro_batches: This rank's micro-batches, as trees of `examples`.
-    """
-
-    trajectories: list[Trajectory]
-    examples: list[Example]
-    advantages: list[NDArray[np.float64]]
-    loss_weights: list[NDArray[np.float64]]
-    micro_batches: list[list[PrefixTree]]
 
 
 class Trainer:
@@ -94,6 +80,8 @@ class Trainer:
         frozen_tower = not any(parameter.requires_grad for parameter in vision_tower.parameters())
         self._feature_cache = self._create_feature_cache(self.policy) if frozen_tower else None
         self.engine = TrainEngine(self.policy, config, self.rank_info)
+        self._snapshot = StepSnapshot(self.engine, self.rank_info)
+        self._entropy = EntropyController(config.loss.entropy_coef)
         self.reference_logprobs, self._reference_cache = self._create_reference(dtype)
         deepspeed = self.engine.deepspeed
         states = (deepspeed.optimizer, deepspeed.basic_optimizer, self.reference_logprobs)
@@ -148,35 +136,69 @@ class Trainer:
         nats = all_reduce_sum({"nats": nats}, self.rank_info)["nats"]
         return {"loss": nats / num_tokens, **step_metrics, **self._throughput(examples, started)}
 
-    def grpo_step(self, groups: Sequence[Group], pixels: Pixels, weight_version: int | None = None) -> Metrics:
+    def grpo_step(
+        self,
+        groups: Sequence[Group],
+        pixels: Pixels,
+        weight_version: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Metrics:
         """Do one GRPO step: `epochs` passes over the groups, one optimizer step per mini-batch.
 
-        Uninformative groups (see `is_informative`) are dropped and counted. If no group remains, nothing is
+        Groups without a signal (see `is_trainable`) are dropped and counted. If no group remains, nothing is
         updated.
 
         Args:
             weight_version: Version of the current weights. Tokens sampled from other versions are compared
                 with the engine in separate metrics (`_stale`), because a difference is expected for them.
                 None treats all tokens as current.
+            should_stop: Checked before each micro-batch; one rank suffices to stop all.
+
+        Raises:
+            StepStopped: `should_stop` was true. The state is that before the step; only `save_checkpoint` may follow.
         """
         started, self.micro_batches.times = time.perf_counter(), InputTimes()
-        kept = [group for group in groups if is_informative(group, self.config.loss.min_reward_std)]
+        kept = [group for group in groups if is_trainable(group, self.config.loss)]
         metrics: Metrics = {"groups": len(kept), "groups_dropped": len(groups) - len(kept), "updates": 0}
         if not kept:
             return metrics
-        mini_batches = self._build_mini_batches(kept)
+        size, plan = self.config.mini_batch_size, self.micro_batches.plan
+        mini_batches = build_mini_batches(kept, self.encode, plan, size, self.config.loss)
         # With dropout, the forward pass of an update does not give the log-probs of the sampling policy.
         single_update = len(mini_batches) == 1 and self.config.epochs == 1 and not self.config.lora.dropout
-        fixed_logprobs = [self._fixed_logprobs(batch, pixels, single_update) for batch in mini_batches]
         grpo_metrics = GrpoMetrics(weight_version)
-        for epoch in range(self.config.epochs):
-            rng = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
-            for index in rng.permutation(len(mini_batches)):
-                mini_batch = mini_batches[index]
-                step_metrics = self._update(mini_batch, fixed_logprobs[index], pixels, grpo_metrics)
-                self._handle_skipped(step_metrics, mini_batch.trajectories, "grpo", weight_version)
+        with self._stoppable(should_stop):
+            fixed_logprobs = [self._fixed_logprobs(batch, pixels, single_update) for batch in mini_batches]
+            if len(mini_batches) * self.config.epochs > 1:
+                self._snapshot.take()
+            for epoch in range(self.config.epochs):
+                rng = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
+                for index in rng.permutation(len(mini_batches)):
+                    mini_batch = mini_batches[index]
+                    step_metrics = self._update(mini_batch, fixed_logprobs[index], pixels, grpo_metrics)
+                    self._handle_skipped(step_metrics, mini_batch.trajectories, "grpo", weight_version)
         examples = [example for mini_batch in mini_batches for example in mini_batch.examples]
-        return metrics | grpo_metrics.compute(self.rank_info) | self._throughput(examples, started)
+        metrics |= grpo_metrics.compute(self.rank_info)
+        if self.config.loss.entropy_target is not None:
+            metrics["entropy_coef"] = self._entropy.apply(self.config.loss).entropy_coef
+            self._entropy.update(metrics["entropy"], self.config.loss)
+        return metrics | self._throughput(examples, started)
+
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Before a micro-batch of the block, if a rank should stop: undo the updates and raise `StepStopped`."""
+        rng_state, steps_before = checkpoint.get_rng_state(), self.engine.steps
+
+        def check() -> None:
+            if not all_reduce_max(float(should_stop()), self.rank_info):
+                return
+            if self.engine.steps != steps_before:
+                self._snapshot.restore()
+            checkpoint.set_rng_state(rng_state)
+            raise StepStopped("the step was dropped because a stop was requested")
+
+        with self.micro_batches.checked_by(check):
+            yield
 
     @torch.no_grad()
     def compute_logprobs(self, trajectories: Sequence[Trajectory], pixels: Pixels) -> list[NDArray[np.float32]]:
@@ -203,13 +225,19 @@ class Trainer:
         return ProbeScore(len(probe.expanded_ids), tuple(self.engine(batch)[0][0].tolist()))
 
     def weight_source(self) -> ZeroWeightSource:
-        """Return the weights under their HF names, for publishing."""
+        """Return all weights under their HF names, with adapters merged."""
         return ZeroWeightSource(self.policy.hf, self._offloader)
+
+    def published_source(self) -> WeightSource:
+        """Return what engines receive: the adapters or all weights, see `LoraConfig.publish`."""
+        if self.config.lora.publishes_adapters:
+            return AdapterSource(self.policy.hf, self._offloader)
+        return self.weight_source()
 
     def offload_states(self, *, keep_weights: bool = False) -> int:
         """Move the states to host memory and return the number of bytes; see `StateOffloader.offload`.
 
-        Until `load_states`, only `weight_source`, `save_checkpoint` and `offload_states` may be called.
+        Until `load_states`, only the sources of weights, `save_checkpoint` and `offload_states` may be called.
         """
         return self._offloader.offload(keep_weights=keep_weights)
 
@@ -223,11 +251,15 @@ class Trainer:
         for cache in (self._feature_cache, self._reference_cache):
             if cache is not None:
                 cache.clear()
-        checkpoint.save_checkpoint(Path(directory), self.engine, self.rank_info, self.config, self._offloader.on_host)
+        checkpoint.save_checkpoint(
+            Path(directory), self.engine, self.rank_info, self.config, self._offloader.on_host, self._entropy
+        )
 
     def load_checkpoint(self, directory: str | Path) -> None:
         """Restore a checkpoint of any world size and ZeRO stage; see `checkpoint.load_checkpoint`."""
-        checkpoint.load_checkpoint(Path(directory), self.engine, self.rank_info, self.config)
+        meta = checkpoint.load_checkpoint(Path(directory), self.engine, self.rank_info, self.config)
+        if meta.entropy is not None and self.config.loss.entropy_target is not None:
+            self._entropy = EntropyController(**meta.entropy)
 
     def export_hf(self, directory: str | Path) -> None:
         """Write an HF checkpoint directory with tokenizer and processor; see `export.export_hf`."""
@@ -239,27 +271,6 @@ class Trainer:
         vision = policy.shape.vision
         token_bytes = vision.feature_levels * vision.out_hidden * policy.hf.dtype.itemsize
         return FeatureCache(self.config.feature_cache_mib * 2**20, token_bytes)
-
-    def _build_mini_batches(self, groups: Sequence[Group]) -> list[MiniBatch]:
-        size, loss = self.config.mini_batch_size, self.config.loss
-        mini_batches = []
-        for start in range(0, len(groups), size):
-            part = groups[start : start + size]
-            trajectories = [trajectory for group in part for trajectory in group.trajectories]
-            examples = self.encode(trajectories)
-            unmasked = [turns_with_loss(trajectory, loss.mask_truncated) for trajectory in trajectories]
-            lengths = [int((e.turn_lengths * turns).sum()) for e, turns in zip(examples, unmasked, strict=True)]
-            weights = loss_weights(lengths, loss.aggregation, loss.fixed_length)
-            mini_batches.append(
-                MiniBatch(
-                    trajectories=trajectories,
-                    examples=examples,
-                    advantages=[values for group in part for values in group_advantages(group, loss)],
-                    loss_weights=[weight * turns for weight, turns in zip(weights, unmasked, strict=True)],
-                    micro_batches=self.micro_batches.plan(examples),
-                )
-            )
-        return mini_batches
 
     @torch.no_grad()
     def _fixed_logprobs(
@@ -315,15 +326,8 @@ class Trainer:
             # External turns have no engine log-probs; the learner's replace them.
             no_engine = batch.engine_logprobs.isnan()
             old_logprobs = torch.where(no_engine, learner_old, batch.engine_logprobs)
-        inputs = LossInputs(
-            advantages=self._per_token(batch, mini_batch.examples, mini_batch.advantages),
-            weights=self._per_token(batch, mini_batch.examples, mini_batch.loss_weights),
-            mask=batch.mask,
-            old_logprobs=old_logprobs,
-            engine_logprobs=batch.engine_logprobs,
-            ref_logprobs=None if reference is None else reference.to(device),
-        )
-        loss, sums = grpo_loss(logprobs, entropy, inputs, self.config.loss)
+        inputs = mini_batch.loss_inputs(batch, old_logprobs, None if reference is None else reference.to(device))
+        loss, sums = grpo_loss(logprobs, entropy, inputs, self._entropy.apply(self.config.loss))
         self.engine.backward(loss)
         grpo_metrics.add(sums, logprobs.detach() - old_logprobs, learner_old, batch)
 
@@ -365,18 +369,6 @@ class Trainer:
                 self.export_hf(saved_batch / MODEL)
         if too_many:
             raise too_many_skips_error(skips, saved_batch)
-
-    def _per_token(
-        self, batch: MicroBatch, examples: Sequence[Example], values: Sequence[NDArray[np.float64]]
-    ) -> Tensor:
-        """Return the values of the micro-batch's turns per token, `[B, S]`; `[B, 1]` if each example has one value."""
-        rows = [values[index] for index in batch.indices] or [np.zeros(1)]
-        if any(len(row) > 1 for row in rows):
-            rows = [np.repeat(values[index], examples[index].turn_lengths) for index in batch.indices]
-        padded = np.zeros((len(rows), max(map(len, rows))))
-        for target, row in zip(padded, rows, strict=True):
-            target[: len(row)] = row
-        return torch.tensor(padded, dtype=torch.float32, device=self.rank_info.device)
 
     def _throughput(self, examples: Sequence[Example], started: float) -> Metrics:
         seconds = time.perf_counter() - started

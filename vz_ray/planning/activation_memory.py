@@ -2,15 +2,16 @@
 
 Counted operation by operation for HF's models with the learner's settings: attention that saves its
 output and one float32 per row and head (`vz_ray.learner.attention`, `vz_ray.learner.vision_tower`), norms
-that compute in float32 and save that copy, an MLP that saves four intermediates (two without a gate), and
-log-probs by `vz_ray.learner.logprobs`. `dtype_bytes` is the size of a number: 2 in bfloat16, 4 in float32.
+that compute in float32 and save that copy, an MLP that saves four intermediates (two without a gate), experts
+by grouped matrix products, and log-probs by `vz_ray.learner.logprobs`. `dtype_bytes` is the size of a
+number: 2 in bfloat16, 4 in float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vz_ray.families import ModelShape, TextShape, VisionShape
+from vz_ray.families import TextShape, VisionShape
 from vz_ray.planning import linear_attention_memory
 
 FP32_BYTES = 4
@@ -72,14 +73,19 @@ FUSED_ATTENTION = AttentionMemory()
 
 
 def text_layer_bytes(
-    text: TextShape, dtype_bytes: int, attention: AttentionMemory = FUSED_ATTENTION, *, linear: bool = False
+    text: TextShape,
+    dtype_bytes: int,
+    attention: AttentionMemory = FUSED_ATTENTION,
+    *,
+    linear: bool = False,
+    experts: bool = False,
 ) -> int:
-    """Return the saved bytes per token of one decoder layer, with full or `linear` attention."""
-    mixer = _mixer_bytes(text, dtype_bytes, attention, linear=linear)
-    return 2 * _text_norm(text, dtype_bytes) + mixer + _mlp_bytes(text, dtype_bytes)
+    """Return the saved bytes per token of one decoder layer, with full or `linear` attention, an MLP or `experts`."""
+    mixer = mixer_bytes(text, dtype_bytes, attention, linear=linear)
+    return 2 * text_norm_bytes(text, dtype_bytes) + mixer + mlp_bytes(text, dtype_bytes, experts=experts)
 
 
-def _mixer_bytes(text: TextShape, dtype_bytes: int, attention: AttentionMemory, *, linear: bool) -> int:
+def mixer_bytes(text: TextShape, dtype_bytes: int, attention: AttentionMemory, *, linear: bool) -> int:
     """Return the saved bytes per token of full or `linear` attention."""
     if linear and text.linear:
         return linear_attention_memory.saved_bytes(
@@ -88,9 +94,15 @@ def _mixer_bytes(text: TextShape, dtype_bytes: int, attention: AttentionMemory, 
     return attention.saved_bytes(text, dtype_bytes)
 
 
-def _mlp_bytes(text: TextShape, dtype_bytes: int) -> int:
-    """Return the saved bytes per token of an MLP."""
-    return 4 * dtype_bytes * text.intermediate
+def mlp_bytes(text: TextShape, dtype_bytes: int, *, experts: bool) -> int:
+    """Return the saved bytes per token of an MLP or of its experts.
+
+    Experts also save the input and the output of each expert of a token, and the router's float32 probabilities.
+    """
+    if not (experts and text.experts):
+        return 4 * dtype_bytes * text.intermediate
+    elements = 4 * text.experts.token_intermediate + 2 * text.experts.per_token * text.hidden
+    return dtype_bytes * elements + FP32_BYTES * text.experts.count
 
 
 def vision_block_bytes(vision: VisionShape, dtype_bytes: int) -> int:
@@ -113,7 +125,7 @@ def _normalized_bytes(text: TextShape, dtype_bytes: int) -> int:
     return FP32_BYTES if text.float32_norms else dtype_bytes
 
 
-def _text_norm(text: TextShape, dtype_bytes: int) -> int:
+def text_norm_bytes(text: TextShape, dtype_bytes: int) -> int:
     """Return the bytes of a norm: its input in float32, the normalized input, and the scaled output."""
     return (FP32_BYTES + _normalized_bytes(text, dtype_bytes) + dtype_bytes) * text.hidden
 
@@ -144,8 +156,10 @@ def text_saved_bytes(
         layers = text.attention_layers * text_layer_bytes(text, dtype_bytes, attention)
         if text.linear:
             layers += text.linear_layers * text_layer_bytes(text, dtype_bytes, attention, linear=True)
+        experts, mlp = (mlp_bytes(text, dtype_bytes, experts=kind) for kind in (True, False))
+        layers += text.expert_layers * (experts - mlp)
         if is_tiled(tokens, tile_tokens):
-            layers -= text.layers * _mlp_bytes(text, dtype_bytes)
+            layers -= text.expert_layers * experts + (text.layers - text.expert_layers) * mlp
     rotary = 2 * dtype_bytes * int(text.rotary_share * text.head_dim)
     return tokens * (layers + rotary + (FP32_BYTES + _normalized_bytes(text, dtype_bytes)) * text.hidden)
 
@@ -157,7 +171,7 @@ def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, c
     """
     block = dtype_bytes * vision.hidden if checkpointing else vision_block_bytes(vision, dtype_bytes)
     rotary = 2 * FP32_BYTES * (vision.hidden // vision.heads)
-    merger = _vision_norm(vision, vision.hidden, dtype_bytes) + 2 * dtype_bytes * vision.hidden
+    merger = merger_bytes(vision, dtype_bytes)
     deepstack = len(vision.deepstack_blocks) * 3 * dtype_bytes * vision.hidden
     # Indices are int64, weights float32.
     positions = (2 + 1) * FP32_BYTES * _INTERPOLATION_CORNERS if vision.position_table else 0
@@ -165,6 +179,11 @@ def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, c
     pixels = 0 if dtype_bytes == FP32_BYTES else dtype_bytes * vision.patch_elements
     saved = patches * (vision.depth * block + rotary + merger + deepstack + positions + pixels)
     return saved + feature_bytes(vision, dtype_bytes, patches)
+
+
+def merger_bytes(vision: VisionShape, dtype_bytes: int) -> int:
+    """Return the saved bytes per patch of the merger, which is the tower's last operation."""
+    return _vision_norm(vision, vision.hidden, dtype_bytes) + 2 * dtype_bytes * vision.hidden
 
 
 def feature_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
@@ -182,82 +201,9 @@ def slice_table_bytes(vision: VisionShape, patches: int) -> int:
     return 2 * FP32_BYTES * (vision.hidden // vision.heads) * patches
 
 
-def layer_workspace_bytes(
-    shape: ModelShape,
-    dtype_bytes: int,
-    tokens: int,
-    patches: int,
-    *,
-    checkpointing: bool,
-    attention: AttentionMemory = FUSED_ATTENTION,
-    tile_tokens: int = 0,
-    mlp_trained: bool = True,
-) -> int:
-    """Return the workspace of one layer's backward pass: the maximum over decoder layers and vision blocks.
-
-    It holds gradients within the MLP or attention and two layer inputs, and with `checkpointing` the recomputed
-    activations.
-
-    Args:
-        shape: Shape of the model.
-        dtype_bytes: Size of a number.
-        tokens: Tokens of the sequence.
-        patches: Patches of the frames; 0 if the vision tower is frozen.
-        checkpointing: Whether layers are recomputed.
-        attention: Implementation of attention.
-        tile_tokens: Maximum tokens of a tile of the MLPs; 0: all tokens at once.
-        mlp_trained: Whether gradients of the MLP's weights are summed over tiles.
-    """
-    text, vision = shape.text, shape.vision
-    norm, decoder = _text_norm(text, dtype_bytes), 0
-    # In float32 the input of a layer's first norm is the layer's saved input itself.
-    first_norm = norm - (FP32_BYTES * text.hidden if dtype_bytes == FP32_BYTES else 0)
-    for linear in (False, True) if text.linear else (False,):
-        mixer = _mixer_bytes(text, dtype_bytes, attention, linear=linear)
-        mlp = _mlp_workspace(text, dtype_bytes, tokens, tile_tokens, trained=mlp_trained)
-        if checkpointing:
-            mlp += tokens * (first_norm + mixer + norm)
-        # The MLP's activations are free before the mixer's backward pass.
-        gradients = _mixer_gradients(text, dtype_bytes, attention, linear=linear)
-        recomputed = first_norm + mixer if checkpointing else 0
-        decoder = max(decoder, mlp, tokens * (gradients + recomputed))
-    decoder += tokens * 2 * dtype_bytes * text.hidden
-    if not checkpointing:
-        decoder -= 0 if is_tiled(tokens, tile_tokens) else tokens * _mlp_bytes(text, dtype_bytes)
-    block = dtype_bytes * (vision.mlp_matrices * vision.intermediate + 2 * vision.hidden)
-    if checkpointing:
-        block += vision_block_bytes(vision, dtype_bytes)
-    return max(decoder, patches * block)
-
-
 def is_tiled(tokens: int, tile_tokens: int) -> bool:
     """Return whether the MLPs of a sequence are computed in tiles."""
     return 0 < tile_tokens < tokens
-
-
-def _mlp_workspace(text: TextShape, dtype_bytes: int, tokens: int, tile_tokens: int, *, trained: bool) -> int:
-    """Return the bytes of an MLP's activations and of the gradients of two of them at a time.
-
-    A tile also has its input's and output's gradients, and the gradients of trained weights and their float32 sums.
-    """
-    elements = 2 * text.intermediate
-    if not is_tiled(tokens, tile_tokens):
-        return tokens * (_mlp_bytes(text, dtype_bytes) + dtype_bytes * elements)
-    tile = tile_tokens * (_mlp_bytes(text, dtype_bytes) + dtype_bytes * (elements + 2 * text.hidden))
-    return tile + trained * (FP32_BYTES + dtype_bytes) * text.mlp_weights
-
-
-def _mixer_gradients(text: TextShape, dtype_bytes: int, attention: AttentionMemory, *, linear: bool) -> int:
-    """Return the bytes per token of the gradients within attention."""
-    if linear and text.linear:
-        return dtype_bytes * text.linear.conv_dim
-    return attention.gradient_bytes(text, dtype_bytes)
-
-
-def slice_pass_bytes(shape: ModelShape, dtype_bytes: int, patches: int, *, checkpointing: bool) -> int:
-    """Return the bytes of the backward pass of one slice of frames, which starts with its forward pass."""
-    saved = vision_saved_bytes(shape.vision, dtype_bytes, patches, checkpointing=checkpointing)
-    return saved + layer_workspace_bytes(shape, dtype_bytes, 0, patches, checkpointing=checkpointing)
 
 
 def frozen_tower_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:

@@ -9,6 +9,7 @@ from vz_ray.families import ModelShape, TextShape
 from vz_ray.planning import activation_memory
 from vz_ray.planning.activation_memory import FP32_BYTES, AttentionMemory
 from vz_ray.planning.gpu_memory import Certainty, MemoryItem, MemoryPhase
+from vz_ray.planning.layer_workspace import block_workspace_bytes, layer_workspace_bytes
 from vz_ray.planning.trainable_params import TrainableParams
 
 ATTENTION_SCORE_COPIES = 4
@@ -72,7 +73,7 @@ def activation_items(
     )
     saved += activation_memory.head_saved_bytes(text, dtype_bytes, batch.sampled_tokens)
     pixels = activation_memory.pixel_input_bytes(vision, batch.patches)
-    tower, patches = 0, 0
+    tower = 0
     pass_patches = min(batch.patches, learner.vision_slice_patches or batch.patches)
     sliced = params.vision and pass_patches < batch.patches
     if sliced:
@@ -80,12 +81,10 @@ def activation_items(
         tower += checkpointing * activation_memory.slice_table_bytes(vision, batch.patches)
     elif params.vision:
         tower = activation_memory.vision_saved_bytes(vision, dtype_bytes, batch.patches, checkpointing=checkpointing)
-        patches = batch.patches
-    layer = activation_memory.layer_workspace_bytes(
-        shape,
+    layer = layer_workspace_bytes(
+        text,
         dtype_bytes,
         batch.tokens,
-        patches,
         checkpointing=checkpointing,
         attention=attention,
         tile_tokens=learner.mlp_tile_tokens,
@@ -106,10 +105,14 @@ def activation_items(
     )
     if not params.vision:
         layer = max(layer, activation_memory.frozen_tower_bytes(vision, dtype_bytes, pass_patches))
-    if sliced:
-        # The language model's activations are free before the first slice is recomputed.
-        one_pass = activation_memory.slice_pass_bytes(shape, dtype_bytes, pass_patches, checkpointing=checkpointing)
-        layer = max(layer, one_pass - saved)
+    else:
+        in_block = block_workspace_bytes(vision, dtype_bytes, pass_patches, checkpointing=checkpointing)
+        if sliced:
+            in_block += activation_memory.vision_saved_bytes(
+                vision, dtype_bytes, pass_patches, checkpointing=checkpointing
+            )
+        # The language model's activations are free before the backward pass of the tower.
+        layer = max(layer, in_block - saved)
     return [
         _temporary("activations, language model", saved),
         _temporary("activations, vision tower", tower + pixels),

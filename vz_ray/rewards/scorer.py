@@ -138,8 +138,7 @@ def _compute_penalties(trajectory: Trajectory, config: RewardConfig) -> dict[str
         tokens = sum(len(turn.action.token_ids) for turn in trajectory.turns)
         penalties["length"] = length_penalty(tokens, config.length_free_tokens, config.length_full_tokens)
     if config.frame_cost:
-        zoom_frames = len(trajectory.frame_refs) - len(trajectory.prompt.frame_refs)
-        penalties["frames"] = frame_cost(zoom_frames, config.frame_cost_full_frames)
+        penalties["frames"] = frame_cost(trajectory.num_zoom_frames, config.frame_cost_full_frames)
     return penalties
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from vz_ray.config.episode import EpisodeConfig
 from vz_ray.data.task_sampler import StepTaskSampler
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import Group, SamplingParams
@@ -25,6 +26,16 @@ class RolloutBatch:
     kept: list[Group] = field(default_factory=list)
     sampled: list[tuple[Task, Group]] = field(default_factory=list)
 
+    @property
+    def informative(self) -> dict[str, bool]:
+        """Whether the group of each task is kept, by task id; without groups that a failure made invalid."""
+        kept = {group.task_id for group in self.kept}
+        return {
+            task.task_id: task.task_id in kept
+            for task, group in self.sampled
+            if all(trajectory.reward is not None and trajectory.reward.valid for trajectory in group.trajectories)
+        }
+
 
 async def collect_batch(
     scheduler: RolloutScheduler,
@@ -37,7 +48,9 @@ async def collect_batch(
     group_size: int,
     sampling: SamplingParams,
     keep: Callable[[Group], bool],
+    score: Callable[[Group], Awaitable[Group | None]] | None = None,
     extra_samples: int = 0,
+    episode_config: Callable[[Task], EpisodeConfig | None] = lambda _: None,
 ) -> RolloutBatch:
     """Sample tasks until `batch_size` groups are kept or `max_sampled_tasks` tasks are used.
 
@@ -53,15 +66,26 @@ async def collect_batch(
         group_size: Trajectories per group.
         sampling: Sampling parameters.
         keep: Return whether a group is informative.
+        score: Return a kept group with the log-probs of a teacher, while others are rolled out; None drops it.
         extra_samples: See `RolloutScheduler.rollout_group`.
+        episode_config: Return the episode config of a task; None is that of the workers.
     """
-    batch, running = RolloutBatch(), set[asyncio.Task[tuple[Task, Group]]]()
+    batch, running = RolloutBatch(), set[asyncio.Task[tuple[Task, Group, bool]]]()
 
-    async def rollout(task: Task) -> tuple[Task, Group]:
+    async def rollout(task: Task) -> tuple[Task, Group, bool]:
         group = await scheduler.rollout_group(
-            task, group_size, sampling, tracker, step=step, extra_samples=extra_samples
+            task,
+            group_size,
+            sampling,
+            tracker,
+            step=step,
+            episode_config=episode_config(task),
+            extra_samples=extra_samples,
         )
-        return task, group
+        if not keep(group):
+            return task, group, False
+        scored = await score(group) if score is not None else group
+        return task, scored or group, scored is not None
 
     def refill() -> None:
         missing = batch_size - len(batch.kept) - len(running)
@@ -76,9 +100,9 @@ async def collect_batch(
             running.clear()
             running.update(pending)
             for finished in done:
-                task, group = finished.result()
+                task, group, kept = finished.result()
                 batch.sampled.append((task, group))
-                if keep(group):
+                if kept:
                     batch.kept.append(group)
             refill()
     finally:

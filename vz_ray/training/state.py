@@ -7,7 +7,7 @@ and renamed when complete, and renamed again before it is deleted: a directory o
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,8 +44,13 @@ class TrainingState:
         """Return the task source of a step. A retried step yields the tasks that it took before."""
         return StepTaskSampler(self.task_sampler, self.tasks_by_step.setdefault(step, []))
 
-    def finish_step(self) -> None:
-        """Finish the current step; none of its samples may be pending."""
+    def finish_step(self, informative: Mapping[str, bool] | None = None) -> None:
+        """Finish the current step; none of its samples may be pending.
+
+        Args:
+            informative: Whether the group of each task of the step was informative, by task id.
+        """
+        self.task_sampler.record(informative or {})
         self.sample_tracker.close_step(self.step)
         self.tasks_by_step.pop(self.step, None)
         self.step += 1
@@ -86,7 +91,7 @@ class TrainingState:
         return checkpoint
 
     @classmethod
-    def load(cls, checkpoint: Path, tasks: Sequence[Task]) -> TrainingState:
+    def load(cls, checkpoint: Path, tasks: Sequence[Task], max_skip_rate: float = 0.0) -> TrainingState:
         """Load a checkpoint of a run on `tasks`. Unfinished steps restart with the tasks that they took.
 
         Raises:
@@ -96,7 +101,7 @@ class TrainingState:
         tracker = SampleTracker.from_dict(content["sample_tracker"])
         tracker.reopen(content["step"])
         return cls(
-            TaskSampler.from_dict(content["task_sampler"], tasks),
+            TaskSampler.from_dict(content["task_sampler"], tasks, max_skip_rate),
             tracker,
             content["step"],
             content["weight_version"],
