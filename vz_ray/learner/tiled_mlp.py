@@ -127,6 +127,10 @@ def _add(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:
     return total.add_(gradient)
 
 
+def _refuse(_: Any) -> Tensor:
+    raise RuntimeError("the tiles of a forward pass save no tensors; the backward pass computes them again")
+
+
 class _ComputeTiles(torch.autograd.Function):
     """`(hidden, tiles) -> output of the MLP`; passes the output's gradient to `_SaveInput`."""
 
@@ -135,7 +139,7 @@ class _ComputeTiles(torch.autograd.Function):
         output = torch.empty_like(hidden)
         # Adapters have dropout only if gradients are enabled. Tensors that the tiles save are not used: gradient
         # checkpointing, which counts saved tensors by hooks, must not see them.
-        with torch.set_grad_enabled(tiles.with_gradient), saved_tensors_hooks(lambda _: None, lambda _: None):
+        with torch.set_grad_enabled(tiles.with_gradient), saved_tensors_hooks(lambda _: None, _refuse):
             for part in tiles.parts(hidden):
                 output[..., part, :] = tiles.compute(hidden[..., part, :].detach()).detach()
         return output
