@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
@@ -24,7 +24,7 @@ from vz_ray.env.trajectory import (
     VersionSpan,
     ZoomErrorKind,
 )
-from vz_ray.rollout.scoring_engine import ScoringEngine
+from vz_ray.rollout.scoring_engine import ScoringEngine, _logprobs_at
 from vz_ray.video.frame import Frame, ZoomRequest
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -144,15 +144,40 @@ async def test_mask_and_temperature_change_the_scores(teacher: Teacher) -> None:
 
 
 async def test_cached_prefixes_do_not_change_the_scores(teacher: Teacher) -> None:
+    """The first episode fills the cache; the others share its prompt, and one its first turns, too."""
     frames = teacher.frames()
-    trajectory = teacher.episode(frames)
-    prompt = Prompt(trajectory.prompt.compact_ids, tuple(frames[:-2]), ())
-    await teacher.engine.generate(prompt, SamplingParams(max_tokens=2), request_id="fills the cache")
-    before = teacher.engine.stats().cached_tokens
-    first, second = await asyncio.gather(*(teacher.engine.score(trajectory, frames) for _ in range(2)))
-    assert teacher.engine.stats().cached_tokens == before
-    assert teacher.variant.difference(first, second) <= teacher.variant.tolerance
-    assert teacher.variant.difference(first, teacher.expected(trajectory, frames)) <= teacher.variant.tolerance
+    first = teacher.episode(frames)
+    start = teacher.reference.tokenizer.encode("A what flashes?", add_special_tokens=False)
+    other_action = teacher.action("A what flashes?" + TURNS[0])
+    assert other_action.token_ids[0] == start[0]
+    other = replace(first, turns=(replace(first.turns[0], action=other_action), *first.turns[1:]))
+    last_action = teacher.action(TURNS[2].replace("A", "what flashes?"))
+    same_start = replace(first, turns=(*first.turns[:-1], replace(first.turns[-1], action=last_action)))
+    await teacher.engine.score(first, frames)
+    cached = []
+    for trajectory in (other, same_start, first):
+        before = teacher.engine.stats()
+        scores = await teacher.engine.score(trajectory, frames)
+        after = teacher.engine.stats()
+        assert teacher.variant.difference(scores, teacher.expected(trajectory, frames)) <= teacher.variant.tolerance
+        cached.append((after.turns - before.turns, after.cached_tokens - before.cached_tokens))
+    (requests, from_cache), *again = cached
+    assert requests == 1
+    assert 0 < from_cache < first.prompt.num_tokens
+    assert [requests for requests, _ in again] == [2, 2], "sampled tokens were cached"
+
+
+async def test_rows_of_both_model_runners_are_read() -> None:
+    """Seven tokens, three of them cached; those at 4 and 6 were sampled."""
+    ids = (10, 11, 12, 13, 14, 15, 16)
+    rows = [None, *({token: SimpleNamespace(logprob=-token / 10)} for token in ids[1:])]
+    garbage = [None, *({0: SimpleNamespace(logprob=7.0)} for _ in range(3)), *rows[4:]]
+    computed = [None, *rows[4:]]
+    for found in (garbage, computed):
+        assert _logprobs_at([4, 6], ids, found, 3) == (-1.4, -1.6)
+        assert _logprobs_at([3, 6], ids, found, 3) is None
+        assert _logprobs_at([3, 6], ids, found, 0) is None, "a wrong number of cached tokens"
+    assert _logprobs_at([1, 6], ids, rows, 0) == (-1.1, -1.6)
 
 
 async def test_longest_episode_is_scored(teacher: Teacher) -> None:

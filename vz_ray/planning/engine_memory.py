@@ -51,6 +51,11 @@ class EngineMemory:
     host_bytes: int
 
     @property
+    def bytes_over(self) -> int:
+        """Bytes that a GPU lacks for the engine to start; negative if memory is left."""
+        return max(self.footprint.bytes_over, (self.min_kv_tokens - self.kv_tokens) * self.kv_bytes_per_token)
+
+    @property
     def can_start(self) -> bool:
         """Whether vLLM starts: it rejects a KV cache below one conversation of `max_model_len`."""
         return self.footprint.fits and self.kv_tokens >= self.min_kv_tokens

@@ -40,7 +40,7 @@ class StepTime:
         engines: Number of engines.
         ranks: Number of learner ranks.
         max_staleness: Maximum age of a token in updates.
-        rollout_s: Rollout of a batch.
+        rollout_s: Rollout of a batch, and its scores by the teacher, if there is one.
         learner: Learner step on the batch.
         publish_s: Weight publish.
         switch_s: Moving learner states, and engine weights with sleep level 1; waking engines. 0 unless colocated.
@@ -126,12 +126,15 @@ def step_time(config: GrpoRunConfig, plan: ResourcePlan, assumptions: Assumption
     )
     speed = EngineSpeed.of_gpus(plan.shape, assumptions, rollout.engine.tensor_parallel_size)
     moved = state_bytes(plan.learner) + (2 * plan.shape.parameters if config.sleep_level == 1 else 0)
+    rollout_s = work.seconds(speed, rollout.worker_limit)
+    if plan.teacher is not None:  # it scores groups as they finish
+        rollout_s = max(rollout_s, plan.teacher.step_s) + plan.teacher.group_s
     return StepTime(
         mode="colocated" if colocated else "overlapping" if config.train.max_staleness else "in turns",
         engines=rollout.worker_limit,
         ranks=config.learner.world_size,
         max_staleness=config.train.max_staleness,
-        rollout_s=work.seconds(speed, rollout.worker_limit),
+        rollout_s=rollout_s,
         learner=learner_time(config, plan, plan.typical, assumptions),
         publish_s=_publish_s(config, plan, assumptions),
         switch_s=SWITCH_OVERHEAD_S + 2 * moved / (assumptions.host_gbps * 1e9) if colocated else 0.0,

@@ -72,9 +72,14 @@ def plan_timeouts(
     timeouts: list[PlannedTimeout] = []
     if isinstance(config, RolloutRunConfig):
         engine = _engine_memory(config, assumptions, shape)
-        turn = _choose(config, "turn_s", _turn(config, engine, assumptions, shape))
+        engine_start, turn_time = _engine_start(assumptions, shape), _turn(config, engine, assumptions, shape)
+        if isinstance(config, GrpoRunConfig) and config.teacher.enabled:
+            teacher = load_model_shape(config.teacher.model)
+            engine_start = max(engine_start, _engine_start(assumptions, teacher))
+            turn_time = max(turn_time, _score(config, assumptions, teacher))
+        turn = _choose(config, "turn_s", turn_time)
         timeouts += [
-            _choose(config, "engine_start_s", _engine_start(assumptions, shape)),
+            _choose(config, "engine_start_s", engine_start),
             turn,
             _choose(config, "episode_s", _episode(config, turn.seconds)),
         ]
@@ -171,6 +176,15 @@ def _turn(config: RolloutRunConfig, engine: EngineMemory, assumptions: Assumptio
         f"{episode.tokens:,} tokens, after {concurrent} prefills of {prefill_s:.1f} s"
     )
     return _with_margin(waves * turn_tokens * token_s + concurrent * prefill_s, reason)
+
+
+def _score(config: GrpoRunConfig, assumptions: Assumptions, shape: ModelShape) -> Derived:
+    """Every concurrent episode of a teacher worker is of maximum length."""
+    teacher, episode = config.teacher, longest_episode(config.episode, shape.vision)
+    speed = EngineSpeed.of_gpus(shape, assumptions, teacher.engine.tensor_parallel_size)
+    prefill_s = speed.prefill_s(episode.tokens, episode.frames, episode.frame.tokens)
+    count = teacher.max_concurrent_episodes
+    return _with_margin(count * prefill_s, f"the teacher's scores of {count} episodes, {prefill_s:.1f} s each")
 
 
 def _episode(config: RolloutRunConfig, turn_s: float) -> Derived:

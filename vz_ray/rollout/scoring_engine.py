@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +44,9 @@ class ScoringEngine(VllmEngine):
     async def score(self, trajectory: Trajectory, frames: Sequence[Frame]) -> tuple[float, ...]:
         """Return the log-probs `[S]` of the sampled tokens, one per 1 in `Trajectory.loss_mask`.
 
-        vLLM does not read its prefix cache for such a request, because cached tokens have no log-probs.
+        The prompt that the samples of a group share is read from vLLM's prefix cache. Cached tokens have no log-probs:
+        if the cache also has sampled tokens, because another sample begins with the same ones, the trajectory is
+        scored again without it.
 
         Args:
             trajectory: A finished episode. Its token ids are scored as they are.
@@ -56,9 +58,26 @@ class ScoringEngine(VllmEngine):
             StepTimeout: The request exceeded the turn timeout.
             EngineFailedError: The engine process has died.
         """
+        logprobs = await self._score(trajectory, frames, read_cache=True)
+        if logprobs is None:
+            logprobs = await self._score(trajectory, frames, read_cache=False)
+        if logprobs is None or not np.isfinite(logprobs).all():
+            raise ValueError(f"{self.name} has no finite log-probs of all sampled tokens of {trajectory.id}")
+        return logprobs
+
+    async def _score(
+        self, trajectory: Trajectory, frames: Sequence[Frame], *, read_cache: bool
+    ) -> tuple[float, ...] | None:
+        """Return the log-probs of the sampled tokens; None if some of these tokens were cached."""
         import vllm
 
-        params = vllm.SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        params = vllm.SamplingParams(
+            temperature=1.0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            skip_reading_prefix_cache=not read_cache,
+        )
         prompt = Prompt(trajectory.compact_ids, tuple(frames), ())
         output = await self._generate(prompt, params, f"scoring of {trajectory.id}")
         ids = trajectory.expanded_ids
@@ -68,7 +87,24 @@ class ScoringEngine(VllmEngine):
                 "tokens; the image processors of teacher and student differ"
             )
         positions = np.flatnonzero(np.asarray(trajectory.loss_mask)).tolist()
-        logprobs = tuple(float(output.prompt_logprobs[position][ids[position]].logprob) for position in positions)
-        if not np.isfinite(logprobs).all():
-            raise ValueError(f"{self.name} has log-probs of {trajectory.id} that are not finite")
-        return logprobs
+        return _logprobs_at(positions, ids, output.prompt_logprobs, output.num_cached_tokens or 0)
+
+
+def _logprobs_at(
+    positions: Sequence[int], ids: Sequence[int], rows: Sequence[Mapping[int, Any] | None], num_cached: int
+) -> tuple[float, ...] | None:
+    """Return the log-probs of the tokens at `positions`, ascending; None if one of them was cached.
+
+    Args:
+        rows: vLLM's `prompt_logprobs`. The first model runner returns all tokens, undefined if cached; the second one
+            the computed tokens only.
+        num_cached: Tokens that were read from the prefix cache.
+    """
+    if positions[0] <= num_cached:
+        return None
+    offset = len(ids) - len(rows)
+    entries = [rows[position - offset] for position in positions if position > offset]
+    if len(entries) < len(positions):
+        return None
+    pairs = [(row or {}).get(ids[position]) for position, row in zip(positions, entries, strict=True)]
+    return None if None in pairs else tuple(float(entry.logprob) for entry in pairs if entry is not None)

@@ -198,7 +198,7 @@ async def start_teacher(
         student: Checkpoint directory of the student.
 
     Raises:
-        UserError: Teacher and student have different tokens, or an engine option is unknown to vLLM.
+        UserError: Teacher and student have different tokens.
     """
     teacher = config.teacher
     if not teacher.enabled:
@@ -208,7 +208,6 @@ async def start_teacher(
         await asyncio.to_thread(check_shared_tokens, student, teacher.model)
     except InvalidValueError as error:
         raise UserError(str(error)) from error
-    await asyncio.to_thread(check_engine_options, teacher.engine)
     setup = TeacherSetup(
         model=teacher.model,
         rollout=replace(teacher, engine=replace(teacher.engine, max_num_seqs=teacher.max_concurrent_episodes)),
