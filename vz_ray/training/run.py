@@ -25,7 +25,7 @@ from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import monitor_run
 from vz_ray.runtime.ray_cluster import checked_ray_cluster
-from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run
+from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run, report_finished
 from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.gpu_handover import GpuHandover
 from vz_ray.training.loop import train
@@ -50,6 +50,8 @@ def run_training(config: GrpoRunConfig) -> None:
     if config.publishes_adapters:
         check_published_adapters(load_model_shape(config.model), config.learner.lora)
     with open_run(config) as run:
+        if report_finished(run):
+            return
         asyncio.run(_run_training(config, run))
         run.progress.print_line(f"exported the policy to {run.model_dir(POLICY_STAGE)}")
 
