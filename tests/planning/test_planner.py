@@ -110,10 +110,11 @@ def test_offloaded_optimizer_is_in_host_memory() -> None:
     names = {item.name for item in plan.learner.items}
     assert not names & {"master weights, float32", "optimizer moments, float32", "gradients, float32"}
     caches = (2048 + 4096) * 2**20
-    assert plan.host_bytes == 20 * plan.shape.parameters + caches
+    snapshot = 12 * plan.shape.parameters  # several updates in a step
+    assert plan.host_bytes == 20 * plan.shape.parameters + caches + snapshot
     # With more ranks, loading two full models takes more than a shard of the optimizer.
     _, plan, _ = make_test_plan(RL, "learner.offload=optimizer", "learner.frame_cache_mib=2048")
-    assert plan.host_bytes == 2 * 2 * plan.shape.parameters + caches
+    assert plan.host_bytes == 2 * 2 * plan.shape.parameters + caches + snapshot // 8
 
 
 @pytest.mark.parametrize("ranks", [1, 8])
@@ -258,7 +259,7 @@ CASES: list[tuple[Path, tuple[str, ...], float]] = [
     (RL, ("learner.zero_stage=1", "learner.micro_batch_tokens=131072"), 80),
     (SFT, ("learner.world_size=2",), 48),
     (SFT, ("learner.freeze_vision=false",), 24),
-    (RL, ("learner.offload=optimizer",), 40),
+    (RL, ("learner.offload=optimizer",), 36),
     (RL, (*LORA, "learner.micro_batch_tokens=131072"), 40),
 ]
 
@@ -299,8 +300,8 @@ def test_tiles_of_mlps_are_recommended_where_they_lower_the_peak() -> None:
     _, _, (learner, *_) = make_test_plan(RL, *LONG)
     (tiles,) = (change for change in learner.single_changes if change.settings == (TILES,))
     assert tiles.bytes_saved > 10 * GIB
-    # Sequences of one tile, and tiles that are used already.
-    for overrides, gib in (((TILES, *LONG), 80), (("episode.max_context=8192", "learner.micro_batch_tokens=8192"), 20)):
+    one_tile = ("episode.max_context=16384", "learner.micro_batch_tokens=16384", "learner.sequence_parallel_size=2")
+    for overrides, gib in (((TILES, *LONG), 80), (one_tile, 20)):
         _, plan, (learner, *_) = make_test_plan(RL, *overrides, gib=gib)
         assert not plan.fits
         assert TILES not in [setting for change in learner.single_changes for setting in change.settings]
