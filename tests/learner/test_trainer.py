@@ -85,6 +85,7 @@ def test_two_ranks_match_one_rank(
     assert_exported(tmp_path / "export", data.model, got["resume"])
 
 
+@pytest.mark.slow
 def test_ranks_share_sequences_under_zero_1_and_resume_with_another_size(
     data: TrainingData, single_rank: tuple[dict[str, Any], Path], tmp_path: Path
 ) -> None:
