@@ -124,7 +124,7 @@ def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool)
     console = Console(highlight=False)
     package = package_working_dir(options.working_dir, exclude=options.exclude, limit_mib=options.limit_mib)
     if not check_only:
-        check_input_paths(command.config, package)
+        checkinput_paths(command.config, package)
     client = JobClient(resolve_address(options.address), allow_version_mismatch=options.allow_version_mismatch)
     console.print(f"cluster  {client.address}, Ray {client.ray_version}")
     size_mib = package.total_bytes / MIB
@@ -143,13 +143,13 @@ def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool)
     return run_attach(client, job_id, console)
 
 
-def check_input_paths(config: ClusterConfig, package: WorkingDirPackage) -> None:
+def checkinput_paths(config: ClusterConfig, package: WorkingDirPackage) -> None:
     """Raise if a relative path of the model or the data is not part of the upload.
 
     Raises:
         UserError: The job would not find the path; the error names its key and the reason.
     """
-    for key, path in _input_paths(config).items():
+    for key, path in input_paths(config).items():
         if not path or Path(path).is_absolute() or package.contains(path) or find_shipped(path):
             continue
         exists = (package.root / path).exists()
@@ -160,7 +160,7 @@ def check_input_paths(config: ClusterConfig, package: WorkingDirPackage) -> None
         )
 
 
-def _input_paths(config: ClusterConfig) -> dict[str, str]:
+def input_paths(config: ClusterConfig) -> dict[str, str]:
     """Return the files and folders that a run reads, by config key; a quickstart and an ablation make their data."""
     paths = {"model": str(config.model or "")}
     if isinstance(config, QuickstartConfig | AblationConfig):

@@ -85,6 +85,25 @@ def plan_timeouts(
     return timeouts
 
 
+def plan_stop(
+    config: GrpoRunConfig | SftRunConfig, assumptions: Assumptions, shape: ModelShape | None = None
+) -> Derived:
+    """Return the longest time from a stop request to the end of the checkpoint, and how it is computed.
+
+    A GRPO step is dropped before its next micro-batch, an SFT step is completed.
+    """
+    shape = shape or load_model_shape(config.model)
+    plan = make_plan(config, assumptions, shape)
+    step_s = learner_time(config, plan, plan.longest, assumptions).seconds
+    work_s, work = step_s, "a step"
+    if isinstance(config, GrpoRunConfig):
+        tokens = plan.batch_size * plan.group_size * plan.longest.tokens
+        ranks = config.learner.world_size // config.learner.sequence_parallel_size
+        work_s, work = step_s * min(1.0, config.learner.micro_batch_tokens * ranks / tokens), "a micro-batch"
+    checkpoint_s = CHECKPOINT_BYTES * plan.trainable_params / (assumptions.storage_gbps * 1e9)
+    return _with_margin(work_s + checkpoint_s, f"{work}, {work_s:.0f} s, and a checkpoint, {checkpoint_s:.0f} s")
+
+
 def minimum_timeouts(config: TimeoutRunConfig, reason: str) -> list[PlannedTimeout]:
     """Return the timeouts of a run that cannot be planned: those of the config, else the minimums."""
     values: Mapping[str, float | None] = {key: getattr(config.timeouts, key) for key in PLANNED_TIMEOUTS}
