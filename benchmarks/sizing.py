@@ -54,6 +54,7 @@ RECIPES = {
     Path("conf/videozoomer-7b-rl-8gpu.yaml"): "Qwen2.5-VL-7B",
     Path("conf/videozoomer-7b-rl-1gpu.yaml"): "Qwen2.5-VL-7B",
     Path("conf/qwen3-vl-8b-rl.yaml"): "Qwen3-VL-8B",
+    Path("conf/qwen3-vl-30b-a3b-rl.yaml"): "Qwen3-VL-30B-A3B",
     Path("conf/qwen3-vl-4b-rl.yaml"): "Qwen3-VL-4B",
     Path("conf/qwen3.5-4b-rl.yaml"): "Qwen3.5-4B",
 }

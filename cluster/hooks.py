@@ -1,8 +1,9 @@
 """preStop hooks of the pods in k8s/.
 
     python -m cluster.hooks stop-jobs --seconds 630       # head: request a stop of all jobs and wait
-    python -m cluster.hooks wait-for-jobs --seconds 630   # learner: wait until no job is running
-    python -m cluster.hooks wait-idle --seconds 90        # rollout, decoders: wait until no actor runs here
+    python -m cluster.hooks wait-idle --seconds 630       # learner, rollout, decoders: wait until no actor runs here
+
+Only the head has a network that can be relied on: deleting a RayCluster deletes the name of its head first.
 
 Kubernetes sends SIGTERM after the hook, which ends Ray immediately, and kills the hook after the grace period.
 Each hook therefore waits for a time within the grace period, and never fails. The module uses only the standard
@@ -84,11 +85,6 @@ def stop_jobs(job_api: JobApi, timeout_s: float, poll_interval_s: float = 2.0) -
     return _wait(running_jobs, timeout_s, poll_interval_s, "jobs")
 
 
-def wait_for_jobs(job_api: JobApi, timeout_s: float, poll_interval_s: float = 2.0) -> str:
-    """Wait until all jobs have ended. A dead head has no jobs."""
-    return _wait(job_api.running_jobs, timeout_s, poll_interval_s, "jobs")
-
-
 def wait_idle(
     timeout_s: float, poll_interval_s: float = 1.0, commands: Callable[[], Iterator[str]] | None = None
 ) -> str:
@@ -133,24 +129,19 @@ def _wait(list_remaining: Callable[[], Sequence[str]], seconds: float, every_s: 
 def parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
     parser = argparse.ArgumentParser(prog="python -m cluster.hooks", description="preStop hooks of pods.")
-    parser.add_argument("hook", choices=["stop-jobs", "wait-for-jobs", "wait-idle"])
+    parser.add_argument("hook", choices=["stop-jobs", "wait-idle"])
     parser.add_argument("--seconds", type=float, required=True, help="Maximum wait.")
-    head = os.environ.get("FQ_RAY_IP", "127.0.0.1")
-    parser.add_argument("--dashboard", default=f"http://{head}:8265", help="The head's dashboard.")
+    parser.add_argument("--dashboard", default="http://127.0.0.1:8265", help="The dashboard, for stop-jobs.")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a hook; always return 0, because Kubernetes ends the pod in any case."""
     options = parser().parse_args(arguments)
-    server = JobApi(options.dashboard, os.environ.get("RAY_AUTH_TOKEN", ""))
-    match options.hook:
-        case "stop-jobs":
-            outcome = stop_jobs(server, options.seconds)
-        case "wait-for-jobs":
-            outcome = wait_for_jobs(server, options.seconds)
-        case _:
-            outcome = wait_idle(options.seconds)
+    if options.hook == "stop-jobs":
+        outcome = stop_jobs(JobApi(options.dashboard, os.environ.get("RAY_AUTH_TOKEN", "")), options.seconds)
+    else:
+        outcome = wait_idle(options.seconds)
     print(f"{options.hook}: {outcome}", file=sys.stderr)
     return 0
 

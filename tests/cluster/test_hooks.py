@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cluster import hooks
-from cluster.hooks import JobApi, main, process_commands, running_actors, stop_jobs, wait_for_jobs, wait_idle
+from cluster.hooks import JobApi, main, process_commands, running_actors, stop_jobs, wait_idle
 from tests.cluster.manifests import ROOT
 from vz_ray.k8s.manifest import Workload
 
@@ -90,20 +90,11 @@ def test_stop_jobs_names_a_job_that_does_not_end(jobs: Jobs):
     assert stop_jobs(JobApi(jobs.address, "secret"), 0.3, poll_interval_s=0.05) == "slow still running after 0.3 s"
 
 
-def test_wait_for_jobs_stops_no_job(jobs: Jobs):
-    jobs.status = {"a": "RUNNING"}
-    threading.Timer(0.3, jobs.status.update, [{"a": "STOPPED"}]).start()
-    start = time.monotonic()
-    outcome = wait_for_jobs(JobApi(jobs.address, "secret"), 10, poll_interval_s=0.05)
-    assert 0.25 <= time.monotonic() - start < 5
-    assert (jobs.stopped, outcome[:14]) == ([], "all jobs ended")
-
-
 def test_unreachable_head_ends_the_wait(jobs: Jobs, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hooks, "UNREACHABLE_TIMEOUT_S", 0.2)
     start = time.monotonic()
-    refused = wait_for_jobs(JobApi(jobs.address, "wrong"), 30, poll_interval_s=0.05)
-    gone = wait_for_jobs(JobApi("http://127.0.0.1:9", "secret"), 30, poll_interval_s=0.05)
+    refused = stop_jobs(JobApi(jobs.address, "wrong"), 30, poll_interval_s=0.05)
+    gone = stop_jobs(JobApi("http://127.0.0.1:9", "secret"), 30, poll_interval_s=0.05)
     assert time.monotonic() - start < 10
     assert "no answer for" in refused
     assert "401" in refused
@@ -141,10 +132,11 @@ def test_wait_idle_waits_for_actors():
 def test_hook_commands_never_fail(jobs: Jobs, monkeypatch, capsys):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     assert main(["stop-jobs", "--seconds", "5", "--dashboard", jobs.address]) == 0
-    assert main(["wait-for-jobs", "--seconds", "0.1", "--dashboard", "http://127.0.0.1:9"]) == 0
+    monkeypatch.setattr(hooks, "process_commands", lambda: iter(["ray::LearnerActor.grpo_step"]))
+    assert main(["wait-idle", "--seconds", "0.1"]) == 0
     outcome = capsys.readouterr().err.splitlines()
     assert outcome[0].startswith("stop-jobs: all jobs ended")
-    assert outcome[1].startswith("wait-for-jobs: ")
+    assert outcome[1] == "wait-idle: LearnerActor.grpo_step still running after 0.1 s"
 
 
 def test_hooks_of_the_manifests_parse(workload: Workload):

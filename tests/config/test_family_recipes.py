@@ -14,7 +14,12 @@ from vz_ray.config.sft import SftRunConfig
 from vz_ray.env.prompt_template import PromptTemplate
 from vz_ray.families import FAMILIES, ImageProcessorSettings, load_model_shape
 
-RECIPES = {"qwen3-vl-8b": "Qwen3-VL-8B", "qwen3-vl-4b": "Qwen3-VL-4B", "qwen3.5-4b": "Qwen3.5-4B"}
+RECIPES = {
+    "qwen3-vl-8b": "Qwen3-VL-8B",
+    "qwen3-vl-4b": "Qwen3-VL-4B",
+    "qwen3-vl-30b-a3b": "Qwen3-VL-30B-A3B",
+    "qwen3.5-4b": "Qwen3.5-4B",
+}
 RELEASED_PROCESSOR = {
     "patch_size": 16,
     "merge_size": 2,

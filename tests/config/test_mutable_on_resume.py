@@ -10,7 +10,7 @@ from vz_ray.monitoring.run_dir import RunDir
 
 
 def test_every_mutable_key_may_change_on_resume(tmp_path):
-    values = {"node_group": "gpu", "offload": "optimizer", "keep_best": "7"}
+    values = {"node_group": "gpu", "offload": "optimizer", "keep_best": "7", "lora": "merged"}
     values |= {"gradient_checkpointing": "false", "share_prefixes": "false", "micro_batch_tokens": "65536"}
     values |= dict.fromkeys(PLANNED_TIMEOUTS, "900")
     changed = [f"{key}={values.get(key.split('.')[1], 1)}" for key in MUTABLE_ON_RESUME]

@@ -108,6 +108,57 @@ def test_quickstart_rejects_colocation() -> None:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "rank"),
+    [
+        ([], 0),
+        (["rank=33"], 64),
+        (["rank=512", "publish=adapters"], 512),
+        (["rank=16", "publish=merged"], 0),
+        (["rank=513"], 0),
+        (["rank=16", "train_merger=true"], 0),
+        (["rank=16", "target_modules=[q_proj]"], 0),
+        (["rank=16", "target_modules=[q_proj]", "publish=adapters"], 16),
+    ],
+)
+def test_adapters_are_published_if_engines_support_them(overrides: list[str], rank: int) -> None:
+    overrides = [f"learner.lora.{override}" for override in overrides]
+    config = load_config(GrpoRunConfig, None, ["train.colocate=true", *overrides])
+    assert config.rollout.engine.adapter_rank == rank
+    assert config.learner.lora.publishes_adapters == (rank > 0)
+    assert config.sleep_level == (1 if rank else 2)
+    assert config.rollout.engine.adapter_targets == config.learner.lora.target_modules
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rank=0"], r"learner\.lora\.publish is 'adapters' and rank is 0"),
+        (["rank=513"], r"learner\.lora\.rank is 513; published adapters have at most 512\. Set publish=merged"),
+        (["rank=16", "train_merger=true"], r"learner\.lora\.train_merger is true; .* Set publish=merged"),
+    ],
+)
+def test_adapters_that_engines_do_not_support_are_rejected(overrides: list[str], message: str) -> None:
+    settings = [f"learner.lora.{override}" for override in ("publish=adapters", *overrides)]
+    with pytest.raises(ConfigError, match=message):
+        load_config(GrpoRunConfig, None, settings)
+
+
+def test_adapters_require_engines_that_keep_their_weights() -> None:
+    settings = ["learner.lora.rank=16", "train.colocate=true", "train.sleep_level=2"]
+    with pytest.raises(ConfigError, match=r"train\.sleep_level is 2, .* Use 1, or learner\.lora\.publish=merged"):
+        load_config(GrpoRunConfig, None, settings)
+    assert load_config(GrpoRunConfig, None, [*settings, "learner.lora.publish=merged"]).sleep_level == 2
+
+
+def test_quickstart_publishes_merged_weights() -> None:
+    settings = ["learner.lora.rank=16"]
+    config = load_config(QuickstartConfig, "conf/quickstart.yaml", settings)
+    assert (config.rollout.engine.adapter_rank, config.learner.lora.publishes_adapters) == (0, False)
+    with pytest.raises(ConfigError, match=r"publish is 'adapters'; .* which requires 'merged'"):
+        load_config(QuickstartConfig, "conf/quickstart.yaml", [*settings, "learner.lora.publish=adapters"])
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["learner.loss.turn_credit=shaped"], r"learner\.loss\.turn_credit is 'shaped' and all weights .* are 0"),

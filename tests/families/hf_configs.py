@@ -37,6 +37,27 @@ def _qwen3_vl(shape: ModelShape) -> Any:
     return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=shape.text.tie_word_embeddings)
 
 
+def _qwen3_vl_moe(shape: ModelShape) -> Any:
+    from transformers import Qwen3VLMoeConfig
+
+    experts = shape.text.experts
+    assert experts is not None
+    text = _text(shape, sections=[2, 1, 1]) | {
+        "head_dim": shape.text.head_dim,
+        "num_experts": experts.count,
+        "num_experts_per_tok": experts.per_token,
+        "moe_intermediate_size": experts.intermediate,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [layer for layer in range(shape.text.layers) if layer not in experts.indices],
+    }
+    text["rope_parameters"]["mrope_interleaved"] = True
+    vision = _vision(shape) | {
+        "num_position_embeddings": shape.vision.position_table,
+        "deepstack_visual_indexes": list(shape.vision.deepstack_blocks),
+    }
+    return Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=shape.text.tie_word_embeddings)
+
+
 def _qwen3_5(shape: ModelShape) -> Any:
     from transformers import Qwen3_5Config
 
@@ -99,6 +120,7 @@ def _vision(shape: ModelShape) -> dict[str, Any]:
 _BUILDERS: dict[str, Callable[[ModelShape], Any]] = {
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_vl_moe": _qwen3_vl_moe,
     "qwen3_5": _qwen3_5,
 }
 

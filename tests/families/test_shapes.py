@@ -13,6 +13,7 @@ from torch import nn
 from tests.config.qwen_3b import PARAMETERS as PARAMETERS_3B
 from tests.config.qwen_7b import PARAMETERS, VISION_PARAMETERS
 from tests.families.hf_configs import build_on_meta, hf_config
+from tests.planning.pass_memory import WIDE_SHAPES
 from vz_ray.families import FAMILIES, family_of, load_hf_config, load_model_shape, model_shape, processor_max_pixels
 from vz_ray.utils.errors import UserError
 
@@ -24,6 +25,7 @@ RELEASED_PARAMETERS = {
     "Qwen3-VL-2B": 2_127_532_032,
     "Qwen3-VL-4B": 4_437_815_808,
     "Qwen3-VL-8B": 8_767_123_696,
+    "Qwen3-VL-30B-A3B": 31_070_754_032,
 }
 """Published parameter counts of released checkpoints."""
 
@@ -60,6 +62,19 @@ def test_vision_parameters_match_the_released_7b_checkpoint() -> None:
     assert load_model_shape("Qwen2.5-VL-7B").vision.parameters == VISION_PARAMETERS
 
 
+@pytest.mark.parametrize(("step", "excluded", "layers"), [(1, [], (0, 1, 2, 3)), (2, [], (1, 3)), (1, [2], (0, 1, 3))])
+def test_layers_with_experts_are_those_of_transformers(step: int, excluded: list[int], layers: tuple[int, ...]) -> None:
+    config = hf_config(WIDE_SHAPES["qwen3_vl_moe"])
+    text = config.text_config
+    text.num_hidden_layers, text.decoder_sparse_step, text.mlp_only_layers = 4, step, excluded
+    shape, model = model_shape(config), build_on_meta(config)
+    assert shape.text.experts is not None
+    assert shape.text.experts.indices == layers
+    with_experts = [hasattr(layer.mlp, "experts") for layer in model.model.language_model.layers]
+    assert with_experts == [layer in layers for layer in range(4)]
+    assert shape.parameters == count_params(model)
+
+
 def test_shape_loads_from_config_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((TINY / "config.json").read_text())
     shape = load_model_shape(str(tmp_path))
@@ -84,7 +99,7 @@ def test_unknown_model_raises_with_known_names(model: str, message: str) -> None
 
 @pytest.mark.parametrize(
     ("model_type", "reason"),
-    [("qwen2_vl", ""), ("qwen3_vl_moe", "routing of its experts"), ("llava", ""), ("", "")],
+    [("qwen2_vl", ""), ("qwen3_5_moe", "routing of its experts"), ("llava", ""), ("", "")],
 )
 def test_unsupported_family_raises_with_supported_ones(tmp_path: Path, model_type: str, reason: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
@@ -102,6 +117,11 @@ def variants() -> list[tuple[str, str, dict[str, Any], str]]:
         ("qwen2_5_vl", "text_config", sliding, "sliding_attention.*use_sliding_window"),
         ("qwen3_vl", "vision_config", {"deepstack_visual_indexes": [3, 99]}, r"deepstack_visual_indexes.*\[3, 99\]"),
         ("qwen3_vl", "vision_config", {"num_position_embeddings": 2300}, "num_position_embeddings.*2300.*square"),
+        ("qwen3_vl_moe", "text_config", {"norm_topk_prob": False}, "norm_topk_prob.*False; supported: true"),
+        ("qwen3_vl_moe", "text_config", {"attention_bias": True}, "attention_bias.*true"),
+        ("qwen3_vl_moe", "text_config", {"shared_expert_intermediate_size": 64}, "shared_expert.* is 64; supported: 0"),
+        ("qwen3_vl_moe", "text_config", {"decoder_sparse_step": 99}, "mlp_only_layers.*model_type qwen3_vl"),
+        ("qwen3_vl_moe", "text_config", {"moe_intermediate_size": 1024}, "moe_intermediate_size.*1024.*hidden_size"),
         ("qwen3_5", "text_config", {"attention_bias": True}, "attention_bias.*true"),
         ("qwen3_5", "text_config", {"layer_types": ["sliding_attention"] * 24}, "layer_types.*sliding_attention"),
         ("qwen3_5", "text_config", {"layer_types": ["linear_attention"] * 3}, r"not valid.*\(3\)"),

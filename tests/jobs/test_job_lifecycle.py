@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vz_ray.jobs import job_lifecycle
+from vz_ray.jobs import job_lifecycle, submit
 from vz_ray.jobs.job_client import JobInfo
 from vz_ray.jobs.job_lifecycle import STOP_GRACE_ENV_VAR, JobSpec, attempts_of_run, next_job_id
 from vz_ray.jobs.submit import JobCommand, SubmitOptions, check_input_paths, run_submit
@@ -174,3 +174,51 @@ async def test_job_end_behind_dead_connection_is_detected() -> None:
 async def test_lost_cluster_fails_with_attach_hint() -> None:
     with pytest.raises(UserError, match=r"31 consecutive attempts \(gone\).*--attach long"):
         await follow(FakeJobClient([ConnectionError("gone")], 10**6))
+
+
+class StoppableClient:
+    """Job client of one job that ends with a status and an output when it is stopped."""
+
+    address = "http://head:8265"
+
+    def __init__(self, status: str, output: str) -> None:
+        self._status, self._output, self._stopped = status, output, False
+
+    def list_jobs(self) -> list[JobInfo]:
+        return [self.get_job("long")]
+
+    def get_job(self, id: str) -> JobInfo:
+        return JobInfo(id, "long", self._status if self._stopped else "RUNNING", "exec a")
+
+    def stop(self, id: str) -> None:
+        self._stopped = True
+
+    def read_logs(self, id: str) -> str:
+        return self._output
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "exit_status", "message"),
+    [
+        (
+            "STOPPED",
+            "step 12\nvz-ray: stopped by SIGTERM; saved the run after 12 steps; the same command resumes\n",
+            0,
+            "stopped by SIGTERM; saved the run after 12 steps; the same command resumes",
+        ),
+        ("STOPPED", "step 12\n", 1, "the run did not report what it saved: it was killed or failed before."),
+        ("FAILED", "vz-ray: the disk is full\n", 1, "Submit with a longer --grace-s than 600"),
+        ("SUCCEEDED", "exported the policy\n", 0, "job long succeeded"),
+    ],
+)
+def test_stop_reports_what_was_saved(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: str,
+    output: str,
+    exit_status: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(submit, "JobClient", lambda *_, **__: StoppableClient(status, output))
+    assert submit.run_stop("long", SubmitOptions("http://head:8265")) == exit_status
+    assert message in capsys.readouterr().out

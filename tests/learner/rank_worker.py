@@ -24,6 +24,7 @@ from vz_ray.env.trajectory import SampledAction, Trajectory
 from vz_ray.learner.distributed import shutdown_distributed
 from vz_ray.learner.trainer import Trainer
 from vz_ray.utils.ports import find_free_port
+from vz_ray.weight_sync import WeightSource
 
 
 def small_config(model: Path | str, stage: int, **changes: Any) -> LearnerConfig:
@@ -51,9 +52,10 @@ def text_only_data(model: Path | str) -> TrainingData:
     return make_training_data(model, groups=3, samples=1, overview=0, clip=0, seed=1)
 
 
-def parameters(trainer: Trainer) -> dict[str, np.ndarray]:
+def parameters(trainer: Trainer, source: WeightSource | None = None) -> dict[str, np.ndarray]:
+    """Return the tensors of a source; the default is all weights."""
     weights: dict[str, np.ndarray] = {}
-    for bucket in trainer.weight_source().buckets(50_000):
+    for bucket in (source or trainer.weight_source()).buckets(50_000):
         weights |= {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in bucket.items()}
     return weights
 
@@ -168,8 +170,9 @@ ADAPTERS = LoraConfig(rank=4, alpha=8.0)
 
 def adapters(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
     """Run `learn` with adapters and export the result."""
-    adapted = Trainer(replace(trainer.config, lora=ADAPTERS))
+    adapted = Trainer(replace(trainer.config, lora=replace(ADAPTERS, publishes_adapters=True)))
     report = learn(adapted, data, out)
+    np.savez(out / f"published-{trainer.rank_info.rank}.npz", **parameters(adapted, adapted.published_source()))
     adapted.export_hf(out / "adapted")
     return report
 

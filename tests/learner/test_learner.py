@@ -102,7 +102,7 @@ async def test_learner_names_a_dead_rank_and_restarts(data: TrainingData, tmp_pa
 
 async def kill_rank_during_publish(learner: Learner, transport: LearnerShmTransport) -> None:
     """Kill rank 0 while it writes the weights. The publish fails at once, and no engine was paused."""
-    engine, rank = FakeReceiver("a"), learner._hang_reporters[0].process.pid
+    engine, rank = FakeReceiver("a"), learner._processes[0].stacks.pid
     os.kill(rank, signal.SIGSTOP)
     publish = asyncio.create_task(WeightPublisher(timeout_s=300).publish(3, transport, [engine]))
     assert not (await asyncio.wait({publish}, timeout=0.5))[0]
@@ -171,7 +171,7 @@ async def test_timeout_reports_the_current_function_of_a_rank(
 ) -> None:
     learner = await Learner.start(small_config(data.model, 0), HangingFrameSource({}))
     learner._config = replace(learner._config, timeout_s=1.0)
-    pid = learner._hang_reporters[0].process.pid
+    pid = learner._processes[0].stacks.pid
     try:
         with pytest.raises(StepTimeout) as late:
             await learner.grpo_step(data.groups)

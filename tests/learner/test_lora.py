@@ -85,6 +85,22 @@ def test_published_weights_are_merged_under_base_names(
         assert torch.equal(parameter, before[name])
 
 
+def test_published_adapters_add_up_to_the_merged_weights(data: TrainingData) -> None:
+    trainer = train_sft(lora_trainer(data, lora=replace(ADAPTERS, publishes_adapters=True)), data)
+    source, merged = trainer.published_source(), parameters(trainer)
+    adapters = parameters(trainer, source)
+    assert {spec.name: spec.shape for spec in source.specs()} == {name: a.shape for name, a in adapters.items()}
+    base = dict(PolicyModel.from_pretrained(data.model).hf.named_parameters())
+    layers = [name.removesuffix(".lora_A.weight") for name in adapters if name.endswith(".lora_A.weight")]
+    assert len(adapters) == 2 * len(layers)
+    for layer in layers:
+        delta = adapters[f"{layer}.lora_B.weight"] @ adapters[f"{layer}.lora_A.weight"]
+        weight = base[f"{layer}.weight"].detach().numpy() + delta
+        np.testing.assert_allclose(merged[f"{layer}.weight"], weight, atol=1e-6, rtol=0, err_msg=layer)
+    changed = {name for name, weight in base.items() if not np.array_equal(weight.detach().numpy(), merged[name])}
+    assert changed == {f"{layer}.weight" for layer in layers}
+
+
 @pytest.mark.parametrize("lora", [ADAPTERS, replace(ADAPTERS, train_merger=True)], ids=["text", "merger"])
 def test_export_equals_policy_merged_and_as_peft_adapter(data: TrainingData, tmp_path: Path, lora: LoraConfig) -> None:
     from peft import PeftModel
@@ -143,6 +159,10 @@ def test_two_zero_3_ranks_match_one_rank(data: TrainingData, tmp_path: Path) -> 
     got = run_two_ranks(data, tmp_path / "two", 3, "adapters")["adapters"]
     for step, metrics in expected.items():
         assert_close_metrics(got[step], metrics)
+    single, double = (np.load(tmp_path / side / "published-0.npz") for side in ("one", "two"))
+    assert set(single.files) == set(double.files)
+    for name in single.files:
+        np.testing.assert_allclose(double[name], single[name], atol=2e-6, rtol=0, err_msg=name)
     single, double = (np.load(tmp_path / side / "learn-0.npz") for side in ("one", "two"))
     assert set(single.files) == set(double.files) == set(parameters(Trainer(small_config(data.model, 0))))
     for name in single.files:

@@ -33,10 +33,15 @@ def whole_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def remove_float32_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the float32 rounding of HF's norms and vision rotary embedding in float64 models."""
+    """Remove the float32 rounding of HF's norms, router and vision rotary embedding in float64 models.
+
+    Grouped products of experts have no float64 kernel; transformers' fallback has one.
+    """
+    from transformers.integrations import moe
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
     from transformers.models.qwen3_5 import modeling_qwen3_5
     from transformers.models.qwen3_vl import modeling_qwen3_vl
+    from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe
 
     def normalize(x: torch.Tensor, eps: float) -> torch.Tensor:
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
@@ -50,15 +55,23 @@ def remove_float32_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     def gated_norm(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return self.weight * normalize(x, self.variance_epsilon) * torch.nn.functional.silu(gate)
 
+    def route(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        logits = torch.nn.functional.linear(hidden, self.weight)
+        scores, experts = logits.softmax(dim=-1).topk(self.top_k, dim=-1)
+        return logits, scores / scores.sum(dim=-1, keepdim=True), experts
+
     def rotate(q, k, cos, sin):
         cos, sin = cos.unsqueeze(-2).to(q.dtype), sin.unsqueeze(-2).to(q.dtype)
         return tuple(t * cos + modeling_qwen2_5_vl.rotate_half(t) * sin for t in (q, k))
 
+    monkeypatch.setattr(moe, "_can_use_grouped_mm", lambda states, *unused: states.dtype is not torch.float64)
     monkeypatch.setattr(modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm, "forward", norm)
     monkeypatch.setattr(modeling_qwen3_vl.Qwen3VLTextRMSNorm, "forward", norm)
+    monkeypatch.setattr(modeling_qwen3_vl_moe.Qwen3VLMoeTextRMSNorm, "forward", norm)
+    monkeypatch.setattr(modeling_qwen3_vl_moe.Qwen3VLMoeTextTopKRouter, "forward", route)
     monkeypatch.setattr(modeling_qwen3_5.Qwen3_5RMSNorm, "forward", centered_norm)
     monkeypatch.setattr(modeling_qwen3_5.Qwen3_5RMSNormGated, "forward", gated_norm)
-    for module in (modeling_qwen2_5_vl, modeling_qwen3_vl, modeling_qwen3_5):
+    for module in (modeling_qwen2_5_vl, modeling_qwen3_vl, modeling_qwen3_vl_moe, modeling_qwen3_5):
         monkeypatch.setattr(module, "apply_rotary_pos_emb_vision", rotate)
 
 

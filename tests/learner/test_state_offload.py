@@ -24,7 +24,9 @@ CASES = [
     pytest.param(1, {"dtype": "bfloat16"}, id="stage 1 in bfloat16"),
     pytest.param(2, {}, id="stage 2", marks=pytest.mark.slow),
     pytest.param(3, {"param_persistence_threshold": 100}, id="stage 3"),
-    pytest.param(3, {"lora": LoraConfig(rank=2)}, id="adapters at stage 3", marks=pytest.mark.slow),
+    pytest.param(
+        3, {"lora": LoraConfig(rank=2, publishes_adapters=True)}, id="adapters at stage 3", marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -54,7 +56,7 @@ def test_offloaded_states_continue_bit_for_bit(
     config = small_config(data.model, stage, **changes)
     resident = Trainer(config)
     resident.grpo_step(data.groups, data.pixels)
-    weights = parameters(resident)
+    weights, published = parameters(resident), parameters(resident, resident.published_source())
     others = living_storages()
     moving = Trainer(config)
     moving.grpo_step(data.groups, data.pixels)
@@ -71,6 +73,7 @@ def test_offloaded_states_continue_bit_for_bit(
     assert moving.offload_states() == 0
 
     np.testing.assert_equal(parameters(moving), weights)  # gathered in host memory
+    np.testing.assert_equal(parameters(moving, moving.published_source()), published)
     moving.save_checkpoint(tmp_path / "offloaded")
     resident.save_checkpoint(tmp_path / "resident")
     saved, expected = checkpoint_tensors(tmp_path / "offloaded"), checkpoint_tensors(tmp_path / "resident")

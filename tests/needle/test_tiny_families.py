@@ -18,7 +18,7 @@ from vz_ray.env.protocols import Prompt
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.needle.base_training import make_tokenizer_corpus
 from vz_ray.needle.tiny_families import TINY_FAMILIES, TinyFamily, TinyModelConfig, attention_layers
-from vz_ray.needle.tiny_model import build_tiny_model
+from vz_ray.needle.tiny_model import build_tiny_model, save_hf_model
 from vz_ray.rollout.vllm_engine import VllmEngine
 from vz_ray.utils.errors import UserError
 from vz_ray.video.frame import Frame, FrameRef
@@ -76,7 +76,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         for parameter in model.parameters():
             parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
             parameter.copy_(parameter.to(getattr(torch, family.engine_dtype)))
-    model.save_pretrained(path)
+    save_hf_model(model, path)
     return Checkpoint(family, path, model.eval(), AutoProcessor.from_pretrained(path))
 
 
@@ -176,7 +176,7 @@ def _tokenizer(family: TinyFamily) -> Any:
 
 
 def test_unknown_family_names_supported_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="family is 'qwen9'; use one of qwen2_5_vl, qwen3_vl, qwen3_5"):
+    with pytest.raises(UserError, match="family is 'qwen9'; use one of qwen2_5_vl, qwen3_vl, qwen3_vl_moe, qwen3_5"):
         build_tiny_model(tmp_path / "model", ["text"], family="qwen9")
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.families.hf_configs import hf_config
-from vz_ray.families import FAMILIES, LinearAttentionShape, ModelShape, TextShape, VisionShape
+from vz_ray.families import FAMILIES, ExpertsShape, LinearAttentionShape, ModelShape, TextShape, VisionShape
 from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.example import Example, SpecialTokenIds
 from vz_ray.learner.image_inputs import in_memory_pixels
@@ -40,6 +40,11 @@ WIDE_SHAPES = {
     # Queries are wider than the hidden states.
     "qwen3_vl": ModelShape(
         "qwen3_vl", replace(_TEXT, heads=6, qk_norm=True), replace(_TOWER, deepstack_blocks=(0, 1))
+    ),
+    "qwen3_vl_moe": ModelShape(
+        "qwen3_vl_moe",
+        replace(_TEXT, qk_norm=True, experts=ExpertsShape((0, 2), 8, 3, 192)),
+        replace(_TOWER, deepstack_blocks=(0, 1)),
     ),
     "qwen3_5": ModelShape(
         "qwen3_5",

@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from tests.families.hf_configs import build_on_meta, hf_config
 from tests.planning.pass_memory import MODEL_TYPES, pack_batch, wide_policy
 from vz_ray.config.learner import LoraConfig
-from vz_ray.families import FAMILIES, ModelShape, load_model_shape
+from vz_ray.families import FAMILIES, ModelShape, family_of, load_model_shape
 from vz_ray.learner.lora import add_adapters
 from vz_ray.learner.vision_tower import vision_tables
 from vz_ray.planning.model_flops import (
@@ -33,7 +33,12 @@ GRIDS = [(1, 16, 32), (1, 20, 12), (1, 2, 2)]
 """Full windows, partial windows, and a single visual token."""
 
 
-SIZES = {"qwen2_5_vl": "Qwen2.5-VL-7B", "qwen3_vl": "Qwen3-VL-8B", "qwen3_5": "Qwen3.5-4B"}
+SIZES = {
+    "qwen2_5_vl": "Qwen2.5-VL-7B",
+    "qwen3_vl": "Qwen3-VL-8B",
+    "qwen3_vl_moe": "Qwen3-VL-30B-A3B",
+    "qwen3_5": "Qwen3.5-4B",
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -45,7 +50,14 @@ def shape(request: pytest.FixtureRequest) -> ModelShape:
 def model(shape: ModelShape) -> Any:
     config = hf_config(shape)
     config._attn_implementation = "eager"
-    return build_on_meta(config).eval()
+    return with_experts(build_on_meta(config).eval(), "batched_mm")
+
+
+def with_experts(hf: Any, implementation: str) -> Any:
+    """Let experts compute with products that torch counts, unlike grouped ones; the FLOPs are the same."""
+    if family_of(hf.config.model_type).read_shape(hf.config).text.experts:
+        hf.set_experts_implementation(implementation)
+    return hf
 
 
 def count_flops(call: Any) -> int:
@@ -107,7 +119,7 @@ def first_linear_attention_flops(shape: ModelShape, tokens: int) -> int:
 def test_adapter_backward_flops_match_torch(family: str) -> None:
     """torch does not count CPU attention, and the first layer's inputs need no gradients."""
     policy = wide_policy(family, torch.float32, chunk=10**9)
-    add_adapters(policy.hf, LoraConfig(rank=1), family, seed=0)
+    add_adapters(with_experts(policy.hf, "eager"), LoraConfig(rank=1), family, seed=0)
     batch = pack_batch(policy)
     shape = policy.shape
     logprobs, entropy = policy(batch)

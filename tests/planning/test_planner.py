@@ -11,6 +11,7 @@ import pytest
 
 from tests.command_line import run_command
 from vz_ray.config import load_config
+from vz_ray.config.learner import LoraConfig
 from vz_ray.config.load import ConfigError
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
@@ -23,6 +24,7 @@ from vz_ray.planning.planner import (
     load_plannable_config,
     make_plan,
 )
+from vz_ray.planning.published_weights import published_bytes
 from vz_ray.utils.errors import UserError
 
 RL, SFT, TINY = (
@@ -177,6 +179,27 @@ def test_adapter_dropout_increases_peak() -> None:
         _, without, _ = make_test_plan(RL, *settings)
         _, with_dropout, _ = make_test_plan(RL, *settings, "learner.lora.dropout=0.1")
         assert with_dropout.learner.peak_bytes > without.learner.peak_bytes
+
+
+def test_published_adapters_outside_the_language_model_raise() -> None:
+    target = r"learner.lora.target_modules=['attn\.qkv', 'v_proj']"
+    make_test_plan(RL, *LORA, target)
+    with pytest.raises(UserError, match=r"target_modules match model\.visual\.blocks\.\*\.attn\.qkv; .*publish=merged"):
+        make_test_plan(RL, *LORA, target, "learner.lora.publish=adapters")
+
+
+def test_engine_has_a_slot_for_the_adapter_and_receives_its_bytes() -> None:
+    settings = (RL, "learner.lora.rank=33", "train.colocate=false", "weights.transport=shm")
+    _, merged, _ = make_test_plan(*settings, "learner.lora.publish=merged")
+    config, plan, _ = make_test_plan(*settings)
+    assert isinstance(config, GrpoRunConfig)
+    assert plan.engine is not None
+    assert merged.engine is not None
+    assert item_bytes(plan.engine.footprint, "adapter") == 2 * plan.trainable_params * 64 // 33
+    assert item_bytes(merged.engine.footprint, "adapter") == 0
+    assert published_bytes(plan.shape, config.learner) == 2 * plan.trainable_params
+    merged_config = replace(config, learner=replace(config.learner, lora=LoraConfig(rank=33, publish="merged")))
+    assert published_bytes(plan.shape, merged_config.learner) == 2 * plan.shape.parameters
 
 
 def test_lora_target_without_layer_raises() -> None:

@@ -16,6 +16,7 @@ MODELS = {
     "videozoomer-7b": "Qwen2.5-VL-7B",
     "qwen3-vl-8b": "Qwen3-VL-8B",
     "qwen3-vl-4b": "Qwen3-VL-4B",
+    "qwen3-vl-30b-a3b": "Qwen3-VL-30B-A3B",
     "qwen3.5-4b": "Qwen3.5-4B",
 }
 """Model of each recipe, by the start of its name."""
@@ -25,6 +26,7 @@ GPUS = {
     "videozoomer-7b-rl-8gpu": 8,
     "videozoomer-7b-rl-1gpu": 1,
     "qwen3-vl-8b-rl": 16,
+    "qwen3-vl-30b-a3b-rl": 16,
     "qwen3-vl-4b-rl": 8,
     "qwen3.5-4b-rl": 8,
 }

@@ -13,7 +13,7 @@ from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.gpu_memory import GIB, MemoryPhase
 from vz_ray.planning.learner_memory import CUDA_AND_NCCL_BYTES
 from vz_ray.planning.planner import ResourcePlan, make_plan
-from vz_ray.planning.step_time import PREFER_ON_POLICY, StepPlan, StepTime, plan_steps, step_time
+from vz_ray.planning.step_time import PREFER_ON_POLICY, PUBLISH_OVERHEAD_S, StepPlan, StepTime, plan_steps, step_time
 
 SPLIT = ("train.colocate=false", "weights.transport=nccl", "learner.world_size=8", "rollout.num_workers=8")
 COLOCATED = ("train.colocate=true", "weights.transport=ipc", "learner.world_size=16", "rollout.num_workers=16")
@@ -133,6 +133,23 @@ def test_colocated_memory_is_planned_for_each_turn() -> None:
     assert weights * 17 / 16 < colocated.handover.peak_bytes < weights * 17 / 16 + 8 * GIB
     assert make(*COLOCATED, "train.sleep_level=1")[1].host_bytes == colocated.host_bytes + weights
     assert colocated.host_bytes - split.host_bytes == states - CUDA_AND_NCCL_BYTES
+
+
+def test_published_adapters_shorten_the_publish_and_keep_weights_asleep() -> None:
+    lora = ("learner.lora.rank=64", "weights.transport=shm")
+    split = time_of(*SPLIT, *lora)
+    merged = time_of(*SPLIT, *lora, "learner.lora.publish=merged")
+    assert PUBLISH_OVERHEAD_S < split.publish_s < PUBLISH_OVERHEAD_S + (merged.publish_s - PUBLISH_OVERHEAD_S) / 20
+    colocated = make(*COLOCATED, *lora)[1]
+    discarding = make(*COLOCATED, *lora, "learner.lora.publish=merged")[1]
+    assert colocated.host_bytes == discarding.host_bytes + 2 * colocated.shape.parameters
+    assert colocated.handover is not None
+    assert discarding.handover is not None
+    bucket, merged_bucket = (
+        next(item.bytes for item in plan.handover.items if item.name == "gathered bucket")
+        for plan in (colocated, discarding)
+    )
+    assert bucket < merged_bucket / 100
 
 
 def test_colocated_mode_without_memory_does_not_fit() -> None:

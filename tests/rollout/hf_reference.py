@@ -12,13 +12,16 @@ import pytest
 import torch
 from blake3 import blake3
 
+from vz_ray.config.learner import LoraConfig
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.protocols import Prompt
+from vz_ray.learner.lora import add_adapters
+from vz_ray.learner.weight_sources import AdapterSource
 from vz_ray.needle.tiny_families import TinyModelConfig, find_tiny_family
-from vz_ray.needle.tiny_model import build_tiny_model
+from vz_ray.needle.tiny_model import build_tiny_model, save_hf_model
 from vz_ray.video.frame import Frame, FrameRef
 from vz_ray.video.image_grid import ImageGrid
-from vz_ray.weight_sync import ParityProbe, ProbeScore
+from vz_ray.weight_sync import ModuleSource, ParityProbe, ProbeScore, WeightSource
 
 TEXTS = (
     '<think>look closer</think><video_zoom>{"segment":[1,2],"fps":2}</video_zoom>',
@@ -37,7 +40,7 @@ def build_tiny_checkpoint(directory: Path, *, tied: bool = False, seed: int = 0,
     )
     model = load_hf_model(path)
     perturb(model, seed + 100)
-    model.save_pretrained(path)
+    save_hf_model(model, path)
     return path
 
 
@@ -48,13 +51,13 @@ def load_hf_model(path: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def perturb(model: Any, seed: int) -> None:
-    """Change every parameter, so that an unpublished parameter is detected.
+    """Change every trained parameter, so that an unpublished parameter is detected.
 
     The new values are bfloat16 numbers: an engine of any dtype has the same weights.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
             parameter.copy_(parameter.bfloat16())
 
@@ -66,7 +69,11 @@ def frame(seed: int, width: int, height: int) -> Frame:
 
 
 class HfReference:
-    """HF model with the engine's checkpoint and token mask."""
+    """HF model with the engine's checkpoint and token mask.
+
+    Args:
+        lora: Adapters to add, which are then the only trained parameters.
+    """
 
     def __init__(
         self,
@@ -74,10 +81,15 @@ class HfReference:
         banned: Sequence[int],
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        lora: LoraConfig | None = None,
     ) -> None:
         from transformers import AutoProcessor
 
-        self.model = load_hf_model(path, dtype).to(device)
+        self.model = load_hf_model(path, dtype)
+        if lora is not None:
+            add_adapters(self.model, lora, str(path), seed=0)
+        self.model.to(device)
+        self.source: WeightSource = ModuleSource(self.model) if lora is None else AdapterSource(self.model)
         self.processor = AutoProcessor.from_pretrained(path)
         self.tokenizer = self.processor.tokenizer
         self.banned = list(banned)
@@ -154,11 +166,13 @@ class EngineVariant:
         device: Device of the reference model, which is that of the engine.
         enforce_eager: Disable CUDA graphs.
         family: HF model type.
+        lora: Adapters that are trained and published.
     """
 
     device: str = "cpu"
     enforce_eager: bool = True
     family: str = "qwen2_5_vl"
+    lora: LoraConfig | None = None
 
     @property
     def engine_dtype(self) -> str:
@@ -197,8 +211,17 @@ class EngineVariant:
         """Return the config of this engine. Skip the test if the CPU is meant and the engine would use a GPU."""
         if self.device == "cpu" and torch.cuda.is_available():
             pytest.skip("VllmEngine uses this machine's GPU")
-        return replace(base, dtype=self.engine_dtype, enforce_eager=self.enforce_eager, max_model_len=2048)
+        config = replace(base, dtype=self.engine_dtype, enforce_eager=self.enforce_eager, max_model_len=2048)
+        if self.lora is None:
+            return config
+        return replace(config, adapter_rank=self.lora.engine_rank, adapter_targets=self.lora.target_modules)
 
+
+ADAPTERS = LoraConfig(rank=3, alpha=12.0)
+"""Adapters of the language model; engines allocate rank 8."""
+LINEAR_ATTENTION_ADAPTERS = replace(
+    ADAPTERS, target_modules=[*ADAPTERS.target_modules, r"linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)"]
+)
 
 GPU_ENGINES = [
     pytest.param(EngineVariant("cuda"), id="cuda-eager", marks=pytest.mark.gpu),

@@ -125,3 +125,34 @@ async def test_failure_cancels_running_groups():
 
 def test_episode_id_has_a_readable_format():
     assert str(EpisodeId(3, "t1", 2, 1)) == "3/t1/2#1"
+
+
+async def test_kept_groups_are_scored_while_others_run_and_replaced_without_a_score():
+    running_while_scoring = []
+
+    async def score(group):
+        running_while_scoring.append(scheduler.running)
+        if group.task_id == "t0":
+            return None
+        return Group(f"scored {group.task_id}", group.trajectories)
+
+    scheduler, tracker = FakeScheduler(), SampleTracker()
+    batch = await collect_batch(
+        scheduler,
+        StepTaskSampler(TaskSampler(TASKS), []),
+        tracker,
+        step=0,
+        batch_size=4,
+        max_sampled_tasks=10,
+        group_size=2,
+        sampling=SamplingParams(),
+        keep=lambda group: group.task_id != "t1",
+        score=score,
+    )
+    sampled = {task.task_id: group.task_id for task, group in batch.sampled}
+    kept = {group.task_id for group in batch.kept}
+    assert len(batch.kept) == 4
+    assert kept == {name for name in sampled.values() if name.startswith("scored")}
+    assert all(name == task for task, name in sampled.items() if task in ("t0", "t1"))
+    assert len(running_while_scoring) == len(sampled) - ("t1" in sampled)
+    assert max(running_while_scoring) > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
@@ -12,15 +12,22 @@ import pytest_asyncio
 import torch
 
 from benchmarks.direct_transports import IpcTransport
-from tests.rollout.hf_reference import EngineVariant, HfReference, build_tiny_checkpoint, perturb
+from tests.rollout.hf_reference import (
+    ADAPTERS,
+    LINEAR_ATTENTION_ADAPTERS,
+    EngineVariant,
+    HfReference,
+    build_tiny_checkpoint,
+    perturb,
+)
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.trajectory import SamplingParams
 from vz_ray.rollout.vllm_engine import VllmEngine
 from vz_ray.weight_sync import (
-    ModuleSource,
     ParityCheck,
     ShmTransport,
+    TensorSpec,
     WeightIntegrityError,
     WeightPublisher,
     WeightStore,
@@ -45,9 +52,9 @@ class EngineUnderTest:
         self.version = 0
         probe = build_parity_probe(reference.tokenizer, reference.processor.image_processor)
         self.publisher = WeightPublisher(timeout_s=60, parity=ParityCheck(probe, dtype=variant.engine_dtype))
-        self.transport: WeightTransport = ShmTransport(store, ModuleSource(reference.model), reference.score_probe)
+        self.transport: WeightTransport = ShmTransport(store, reference.source, reference.score_probe)
         if transport == "ipc":  # in parts that end within layers
-            self.transport = IpcTransport(ModuleSource(reference.model), reference.score_probe, bucket_bytes=20_000)
+            self.transport = IpcTransport(reference.source, reference.score_probe, bucket_bytes=20_000)
 
     async def train_and_publish(self) -> None:
         self.version += 1
@@ -74,10 +81,24 @@ ENGINES = [
     pytest.param((False, "ipc", EngineVariant()), id="untied"),
     pytest.param((True, "nccl", EngineVariant()), id="tied"),
     pytest.param((True, "ipc", EngineVariant(family="qwen3_vl")), id="qwen3_vl-tied"),
+    pytest.param((False, "ipc", EngineVariant(family="qwen3_vl_moe")), id="qwen3_vl_moe-untied"),
     pytest.param((True, "ipc", EngineVariant(family="qwen3_5")), id="qwen3_5-tied"),
+    pytest.param((False, "ipc", EngineVariant(lora=ADAPTERS)), id="adapters"),
     pytest.param((False, "shm", EngineVariant(family="qwen3_vl")), id="qwen3_vl-untied", marks=pytest.mark.slow),
     pytest.param((False, "shm", EngineVariant(family="qwen3_5")), id="qwen3_5-untied", marks=pytest.mark.slow),
+    pytest.param(
+        (True, "nccl", EngineVariant(family="qwen3_vl", lora=ADAPTERS)), id="qwen3_vl-adapters", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        (True, "shm", EngineVariant(family="qwen3_5", lora=LINEAR_ATTENTION_ADAPTERS)),
+        id="qwen3_5-adapters",
+        marks=pytest.mark.slow,
+    ),
     pytest.param((False, "ipc", EngineVariant("cuda")), id="cuda-eager-ipc", marks=pytest.mark.gpu),
+    pytest.param((False, "ipc", EngineVariant("cuda", lora=ADAPTERS)), id="cuda-adapters-ipc", marks=pytest.mark.gpu),
+    pytest.param(
+        (True, "shm", EngineVariant("cuda", False, lora=ADAPTERS)), id="cuda-graphs-adapters", marks=pytest.mark.gpu
+    ),
     pytest.param((True, "shm", EngineVariant("cuda", False)), id="cuda-graphs-shm", marks=pytest.mark.gpu),
 ]
 
@@ -97,7 +118,7 @@ async def side(
         transport=transport,
         can_sleep=True,
     )
-    reference = HfReference(model, engine.banned_token_ids, variant.dtype, variant.device)
+    reference = HfReference(model, engine.banned_token_ids, variant.dtype, variant.device, variant.lora)
     yield EngineUnderTest(engine, reference, WeightStore(path / "weights"), variant, transport)
     await engine.shutdown()
 
@@ -133,7 +154,7 @@ async def test_stale_caches_change_logprobs(side: EngineUnderTest) -> None:
     assert await side.logprob_difference(prompt, 1.0) <= side.variant.tolerance
     side.version += 1
     perturb(side.reference.model, side.version)
-    update = await ShmTransport(side.store, ModuleSource(side.reference.model)).prepare(side.version)
+    update = await ShmTransport(side.store, side.reference.source).prepare(side.version)
     await side.engine.pause(clear_caches=False)
     await side.engine.receive_weights(update)
     await side.engine.resume()
@@ -246,6 +267,8 @@ async def test_running_turns_continue_with_new_weights(side: EngineUnderTest) ->
 @pytest.mark.parametrize("level", [1, 2])
 async def test_sleeping_engine_wakes_up_with_new_weights(side: EngineUnderTest, level: int) -> None:
     """Twice: the second cycle starts with allocations of the first."""
+    if side.variant.lora and level == 2:
+        pytest.skip("a publish of adapters does not restore discarded weights")
     for _ in range(2):
         await side.engine.sleep(level)
         await side.engine.check_health()
@@ -263,7 +286,7 @@ async def test_sleep_frees_weights_and_kv_cache(side: EngineUnderTest) -> None:
     if side.variant.device == "cpu":
         pytest.skip("vLLM keeps its memory on CPU")
     free_awake, _ = torch.cuda.mem_get_info()
-    await side.engine.sleep(2)
+    await side.engine.sleep(1 if side.variant.lora else 2)
     free_asleep, _ = torch.cuda.mem_get_info()
     assert free_asleep - free_awake >= 0.25 * 2**30  # the KV cache of `engine_config`
     await side.train_and_publish()
@@ -282,8 +305,9 @@ async def test_publishes_do_not_grow_the_memory(side: EngineUnderTest) -> None:
         if index == 3:  # buffers exist
             before = used_bytes()
         side.version += 1
-        report = await side.publisher.publish(side.version, side.transport, [side.engine])
-    assert used_bytes() - before < count / 2 * report.nbytes
+        await side.publisher.publish(side.version, side.transport, [side.engine])
+    weight_bytes = sum(parameter.nbytes for parameter in side.reference.model.parameters())
+    assert used_bytes() - before < count / 2 * weight_bytes
 
 
 async def test_gpu_uses_the_second_model_runner(side: EngineUnderTest) -> None:
@@ -295,14 +319,19 @@ async def test_version_with_missing_tensor_is_rejected(
     side: EngineUnderTest, tmp_path: Path, engine_config: EngineConfig
 ) -> None:
     """Must be the last test of the module: the engine is unusable afterwards."""
+    source, missing = side.reference.source, ("layers.1.mlp.up_proj.weight", "layers.1.mlp.up_proj.lora_B.weight")
 
-    class IncompleteSource(ModuleSource):
-        def specs(self):  # type: ignore[no-untyped-def]
-            return [spec for spec in super().specs() if not spec.name.endswith("layers.1.mlp.up_proj.weight")]
+    class IncompleteSource:
+        def specs(self) -> list[TensorSpec]:
+            return [spec for spec in source.specs() if not spec.name.endswith(missing)]
+
+        def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+            for bucket in source.buckets(max_bytes):
+                yield {name: tensor for name, tensor in bucket.items() if not name.endswith(missing)}
 
     store = WeightStore(tmp_path)
-    manifest = store.write_version(99, IncompleteSource(side.reference.model))
+    manifest = store.write_version(99, IncompleteSource())
     info = {"directory": str(store.path(99)), "checksum": manifest.checksum}
     await side.engine.pause()
-    with pytest.raises(Exception, match="gate_up_proj"):
+    with pytest.raises(Exception, match=r"gate_up_proj|layers\.1\.mlp\.up_proj\.lora_B"):
         await side.engine.receive_weights(WeightUpdate(99, manifest.checksum, info, manifest.nbytes))

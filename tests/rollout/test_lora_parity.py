@@ -1,7 +1,8 @@
-"""Parity of an engine with merged LoRA adapters."""
+"""Parity of an engine with a trainer of LoRA adapters, merged or published as adapters."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,22 @@ TOLERANCE = 1e-4
 
 
 @pytest.mark.slow
-async def test_logprobs_match_with_merged_adapters(tmp_path: Path, engine_config: EngineConfig) -> None:
+@pytest.mark.parametrize("adapters", [True, False], ids=["adapters", "merged"])
+async def test_logprobs_match_the_trainer(tmp_path: Path, engine_config: EngineConfig, adapters: bool) -> None:
     """Publish twice: merging for the first publish must not change the adapters."""
+    lora = replace(ADAPTERS, publishes_adapters=adapters)
     model = build_tiny_checkpoint(tmp_path / "model")
     data = make_training_data(model, groups=2, samples=2, overview=3, clip=2, sides=(1, 2))
     fast = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0)
-    trainer = Trainer(small_config(model, 0, lora=ADAPTERS, optimizer=fast, loss=LossConfig(kl_coef=0.0)))
-    engine = await VllmEngine.start(model, engine_config, name="engine", log_file=tmp_path / "engine.log")
+    trainer = Trainer(small_config(model, 0, lora=lora, optimizer=fast, loss=LossConfig(kl_coef=0.0)))
+    rank = lora.engine_rank if adapters else 0
+    config = replace(engine_config, adapter_rank=rank, adapter_targets=lora.target_modules)
+    engine = await VllmEngine.start(model, config, name="engine", log_file=tmp_path / "engine.log")
     try:
         reference = HfReference(model, engine.banned_token_ids)
         probe = build_parity_probe(reference.tokenizer, reference.processor.image_processor)
         publisher = WeightPublisher(timeout_s=60, parity=ParityCheck(probe))
-        transport = ShmTransport(WeightStore(tmp_path / "weights"), trainer.weight_source(), trainer.score_probe)
+        transport = ShmTransport(WeightStore(tmp_path / "weights"), trainer.published_source(), trainer.score_probe)
         frames = [frame(i, 112, 84) for i in range(4)]
         prompt = reference.prompt("<image>" * 4 + "what flashes?", frames)
         untrained = trainer.score_probe(probe).logprobs

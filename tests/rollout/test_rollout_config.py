@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from vz_ray.config.learner import ENGINE_RANKS
 from vz_ray.config.rollout import RESERVED_ENGINE_ARGUMENTS, EngineConfig, RolloutConfig, WeightsConfig
 from vz_ray.rollout import engine_args
-from vz_ray.rollout.engine_args import build_engine_args, check_engine_options
+from vz_ray.rollout.engine_args import build_adapter_arguments, build_engine_args, check_engine_options
 from vz_ray.utils.errors import UserError
 
 
@@ -53,6 +55,22 @@ def test_reserved_arguments_exist_in_vllm() -> None:
     """A renamed argument of vLLM would silently be accepted."""
     for name in RESERVED_ENGINE_ARGUMENTS:
         check_engine_options(SimpleNamespace(options={name: None}))
+
+
+def test_adapter_ranks_are_those_of_vllm() -> None:
+    from vllm.config.lora import MaxLoRARanks
+
+    assert get_args(MaxLoRARanks) == ENGINE_RANKS
+
+
+def test_float32_adapters_on_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = EngineConfig(adapter_rank=8, adapter_targets=["q_proj"])
+    with pytest.raises(UserError, match=r"engine\.dtype is 'float32'; .* learner\.lora\.publish=merged"):
+        build_adapter_arguments(Path("assets/tiny-base"), config)
+    arguments, layers = build_adapter_arguments(Path("assets/tiny-base"), replace(config, dtype="bfloat16"))
+    assert (arguments["max_lora_rank"], arguments["lora_target_modules"]) == (8, ["q_proj"])
+    assert all(layer.endswith("self_attn.q_proj") for layer in layers)
 
 
 def test_engine_options_are_passed_to_vllm(tmp_path: Path) -> None:

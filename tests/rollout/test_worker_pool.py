@@ -215,6 +215,27 @@ async def test_autoscaling_follows_load_without_losses(start_scheduler: StartSch
 
 
 @pytest.mark.usefixtures("fast_autoscaling")
+async def test_workers_stay_during_a_learner_step(start_scheduler: StartScheduler) -> None:
+    """Without episodes the policy would stop two of three workers within a tenth of a second."""
+    factory = WorkerFactory()
+    scheduler = await start_scheduler(
+        factory, num_workers=1, max_workers=3, max_concurrent_episodes=4, upscale_delay_s=0.0, downscale_delay_s=0.05
+    )
+    for worker in factory.workers:
+        worker.unblocked.clear()
+    groups = [
+        asyncio.create_task(scheduler.rollout_group(task, 4, SamplingParams(), SampleTracker())) for task in TASKS
+    ]
+    with scheduler.pool.keep_workers():
+        await until(lambda: len(alive(factory)) == 3)
+        factory.workers[0].unblocked.set()
+        await asyncio.gather(*groups)
+        await asyncio.sleep(0.5)
+        assert len(alive(factory)) == 3
+    await until(lambda: len(alive(factory)) == 1)
+
+
+@pytest.mark.usefixtures("fast_autoscaling")
 async def test_scaling_from_zero_uses_current_weights(start_scheduler: StartScheduler) -> None:
     factory = WorkerFactory()
     scheduler = await start_scheduler(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from vz_ray.config import load_config
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.task import Task
-from vz_ray.env.trajectory import EpisodeStatus, Group, RewardParts
+from vz_ray.env.trajectory import Group, RewardParts
+from vz_ray.monitoring.metric_logger import read_metrics
 from vz_ray.monitoring.progress import Progress
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.batch_collector import RolloutBatch
@@ -28,7 +30,7 @@ from vz_ray.runtime.runtime import Runtime
 from vz_ray.training import loop
 from vz_ray.training.gpu_handover import GpuHandover
 from vz_ray.training.state import TrainingState, list_checkpoints
-from vz_ray.utils.interrupt import Interrupt, StopRequested
+from vz_ray.utils.interrupt import Interrupt, StepStopped, StopRequested
 
 TASK = Task("t", "v.mp4", "?", "A")
 NUM_GPUS = ["learner.world_size=2", "rollout.num_workers=2"]
@@ -48,7 +50,8 @@ class FakeLearner:
     def __init__(self, scheduler: RolloutScheduler) -> None:
         self._scheduler = scheduler
         self.calls: list[tuple[str, set[WorkerState]]] = []
-        self.stop_in_step = False
+        self.stop_in_step, self.drops_step = 0, False
+        self._stopped = asyncio.Event()
 
     def _record(self, call: str) -> None:
         self.calls.append((call, {status.state for status in self._scheduler.pool.worker_statuses()}))
@@ -58,9 +61,16 @@ class FakeLearner:
 
     async def grpo_step(self, groups: Sequence[Group], weight_version: int) -> dict[str, float]:
         self._record("grpo_step")
-        if self.stop_in_step:
+        if sum(call == "grpo_step" for call, _ in self.calls) == self.stop_in_step:
             os.kill(os.getpid(), signal.SIGTERM)
+            await self._stopped.wait()
+            if self.drops_step:
+                raise StepStopped("dropped")
         return {"loss": 0.5}
+
+    async def request_stop(self) -> None:
+        self._record("request_stop")
+        self._stopped.set()
 
     async def run_with_health_check(self, work: Any) -> Any:
         return await work
@@ -73,13 +83,19 @@ class FakeLearner:
 class Run:
     """A run on a fake scheduler and learner whose batches are one rolled out group each."""
 
-    def __init__(self, folder: Path, scheduler: RolloutScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-        settings = ["colocate=true", "max_steps=2", "validate_every=0", "checkpoint_every=2"]
-        self.config = load_config(GrpoRunConfig, None, [f"train.{setting}" for setting in settings] + NUM_GPUS)
+    def __init__(
+        self, folder: Path, scheduler: RolloutScheduler, monkeypatch: pytest.MonkeyPatch, **settings: int
+    ) -> None:
+        train = {"colocate": "true", "max_steps": 2, "validate_every": 0, "checkpoint_every": 2} | settings
+        self.config = load_config(
+            GrpoRunConfig, None, [f"train.{key}={value}" for key, value in train.items()] + NUM_GPUS
+        )
+        self._monkeypatch = monkeypatch
+        self.later_publish: Callable[..., Awaitable[None]] | None = None  # replaces `publish` after the first one
         self.dir, _ = RunDir.create_or_resume(folder / "run", "")
         self.scheduler, self.learner = scheduler, FakeLearner(scheduler)
         self.runtime = Runtime(self.learner, scheduler, FakeTransport())  # type: ignore[arg-type]
-        self.handover = GpuHandover(self.config.train, scheduler.pool)
+        self.handover = GpuHandover(self.config, scheduler.pool)
         self.state = TrainingState(TaskSampler([TASK], 0))
         monkeypatch.setattr(loop, "initialize_state", self._initialize_state)
         monkeypatch.setattr(loop, "collect_step_batch", self._collect)
@@ -89,15 +105,14 @@ class Run:
     async def _initialize_state(self, *_: object) -> TrainingState:
         self.state.weight_version = self.scheduler.pool.version + 1
         await self.scheduler.pool.publish(self.state.weight_version, self.runtime.transport)
+        if self.later_publish is not None:
+            self._monkeypatch.setattr(self.scheduler.pool, "publish", self.later_publish)
         return self.state
 
     async def _collect(self, config: GrpoRunConfig, state: TrainingState, runtime: Runtime, step: int) -> RolloutBatch:
         reward = RewardParts(1.0, 1.0, 1.0, 0.0)
         group = await runtime.scheduler.rollout_group(TASK, 2, loop.SamplingParams(), SampleTracker(), step=step)
-        scored = tuple(
-            SimpleNamespace(status=EpisodeStatus.ANSWERED, reward=reward, turns=()) for _ in group.trajectories
-        )
-        batch_group = Group("t", scored)  # type: ignore[arg-type]
+        batch_group = replace(group, trajectories=tuple(replace(t, reward=reward) for t in group.trajectories))
         return RolloutBatch([batch_group], [(TASK, batch_group)])
 
     async def train(self, interrupt: Interrupt) -> None:
@@ -106,8 +121,6 @@ class Run:
             await loop.train(self.config, self.dir, self.runtime, self.handover, progress, interrupt)
 
     def row_names(self) -> set[str]:
-        from vz_ray.monitoring.metric_logger import read_metrics
-
         return {name for row in read_metrics(self.dir.metrics) for name in row}
 
 
@@ -123,22 +136,55 @@ async def test_learner_works_only_while_engines_sleep(
     assert all(worker.calls.count("sleep") == 3 for worker in factory.workers)
 
 
-async def test_stop_during_learning_finishes_the_step(
+@pytest.mark.parametrize(("drops_step", "saved"), [(True, 1), (False, 2)])
+async def test_stop_during_learning_saves_the_last_completed_step(
+    tmp_path: Path, start_scheduler: StartScheduler, monkeypatch: pytest.MonkeyPatch, drops_step: bool, saved: int
+) -> None:
+    """The second step is dropped, or completed without its publish: the engines still sleep."""
+    factory = WorkerFactory()
+    run = Run(tmp_path, await start_scheduler(factory), monkeypatch, max_steps=4)
+    run.learner.stop_in_step, run.learner.drops_step = 2, drops_step
+    message = rf"^stopped by SIGTERM; saved the run after {saved} steps?$"
+    with Interrupt() as interrupt, pytest.raises(StopRequested, match=message):
+        await run.train(interrupt)
+    assert run.learner.calls == [*STEP, *STEP, ("request_stop", ASLEEP), ("save_checkpoint", ASLEEP)]
+    assert [path.name for path in list_checkpoints(run.dir)] == [f"step-{saved:06d}"]
+    assert {worker.version for worker in factory.workers} == {2}
+    assert len(read_metrics(run.dir.metrics)) == saved
+
+
+async def test_stop_in_the_first_step_saves_nothing(
     tmp_path: Path, start_scheduler: StartScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engines wake with the new weights, and the step is in the checkpoint."""
-    factory = WorkerFactory()
-    run = Run(tmp_path, await start_scheduler(factory), monkeypatch)
-    run.learner.stop_in_step = True
-    with Interrupt() as interrupt, pytest.raises(StopRequested):
+    run = Run(tmp_path, await start_scheduler(WorkerFactory()), monkeypatch)
+    run.learner.stop_in_step, run.learner.drops_step = 1, True
+    with Interrupt() as interrupt, pytest.raises(StopRequested, match=r"SIGTERM; no step was completed$"):
         await run.train(interrupt)
-    assert run.learner.calls == [*STEP, ("save_checkpoint", READY)]
+    assert list_checkpoints(run.dir) == []
+
+
+@pytest.mark.parametrize("phase", ["publish", "validation"])
+async def test_stop_during_publish_or_validation_saves_the_step(
+    tmp_path: Path, start_scheduler: StartScheduler, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    run = Run(tmp_path, await start_scheduler(WorkerFactory()), monkeypatch, validate_every=1, max_steps=4)
+
+    async def hang(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(3600)
+
+    if phase == "publish":
+        run.later_publish = hang
+    else:
+        monkeypatch.setattr(loop, "validate", hang)
+    with Interrupt() as interrupt, pytest.raises(StopRequested, match=r"saved the run after 1 step$"):
+        await run.train(interrupt)
     assert [path.name for path in list_checkpoints(run.dir)] == ["step-000001"]
-    assert {worker.version for worker in factory.workers} == {2}
+    assert [row["step"] for row in read_metrics(run.dir.metrics)] == [0]
 
 
 async def test_handover_does_nothing_without_colocation(start_scheduler: StartScheduler) -> None:
     factory = WorkerFactory()
     scheduler = await start_scheduler(factory)
-    await GpuHandover(load_config(GrpoRunConfig, None, []).train, scheduler.pool).give_to_learner()
+    await GpuHandover(load_config(GrpoRunConfig, None, []), scheduler.pool).give_to_learner()
     assert all("sleep" not in worker.calls for worker in factory.workers)

@@ -15,8 +15,9 @@ from vz_ray.env.task import AnswerType, Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, Group, RewardParts, TokenContext, Trajectory
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.batch_collector import RolloutBatch
-from vz_ray.training.loop import check_batch, checkpoint_metric, draw_episode_config, validate_and_checkpoint
+from vz_ray.training.loop import checkpoint_metric, draw_episode_config, validate_and_checkpoint
 from vz_ray.training.state import TrainingState, list_checkpoints
+from vz_ray.training.step_metrics import check_batch
 from vz_ray.utils.errors import UserError
 
 TASK = Task("t", "v.mp4", "?", "A")
@@ -86,5 +87,5 @@ async def test_best_checkpoint_is_kept_besides_newest(tmp_path: Path) -> None:
     state = TrainingState(TaskSampler([Task("t", "v.mp4", "what?", "A", AnswerType.MULTIPLE_CHOICE)]))
     for reward in (0.1, 0.8, 0.9, 0.3, 0.2, 0.4):
         state.finish_step()
-        await validate_and_checkpoint(config, state, run, runtime, None, {"reward/total": reward})
+        await validate_and_checkpoint(config, state, run, runtime, None, {"reward/total": reward}, None)
     assert [path.name for path in list_checkpoints(run)] == ["step-000002", "step-000006"]

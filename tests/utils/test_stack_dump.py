@@ -15,6 +15,7 @@ from dataclasses import replace
 import pytest
 
 from vz_ray.utils import stack_dump
+from vz_ray.utils.memory_file import MemoryFile
 from vz_ray.utils.stack_dump import (
     StackDumper,
     StackDumpError,
@@ -26,10 +27,11 @@ from vz_ray.utils.stack_dump import (
 
 STUCK = """
 import ctypes, threading
+from vz_ray.utils.memory_file import MemoryFile
 from vz_ray.utils.stack_dump import install_stack_dumper
 
 def wait_for_a_peer():
-    print(dumper.pid, dumper.descriptor, dumper.name, flush=True)
+    print(dumper.pid, dumper.output.descriptor, dumper.output.name, flush=True)
     while True:
         ctypes.PyDLL(None).sleep(600)  # holds the GIL; a signal interrupts it
 
@@ -46,7 +48,7 @@ def stuck() -> Iterator[tuple[subprocess.Popen[str], StackDumper]]:
     assert process.stdout
     try:
         pid, descriptor, name = process.stdout.readline().split()
-        yield process, StackDumper(int(pid), int(descriptor), name)
+        yield process, StackDumper(MemoryFile(int(pid), int(descriptor), name))
     finally:
         process.kill()
         process.communicate()
@@ -83,7 +85,7 @@ def test_process_with_reused_id_is_not_signalled() -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True)
     try:
         with pytest.raises(StackDumpError, match="another process has its id"):
-            dump_stacks(StackDumper(bystander.pid, 0, install_stack_dumper().name))
+            dump_stacks(StackDumper(MemoryFile(bystander.pid, 0, install_stack_dumper().output.name)))
         bystander.communicate("\n", timeout=20)
         assert bystander.returncode == 0
     finally:
@@ -105,7 +107,7 @@ def test_innermost_package_frame_skips_other_code_and_waits() -> None:
     )
     assert innermost_package_frame(stacks) == "_update (vz_ray/learner/trainer.py:4)"
     assert innermost_package_frame(stacks.replace(package, "/elsewhere")) == ""
-    assert "in code outside vz_ray" in dump_stacks(replace(dumper, pid=os.getpid()))[0]
+    assert "in code outside vz_ray" in dump_stacks(replace(dumper, output=replace(dumper.output, pid=os.getpid())))[0]
 
 
 def test_threads_are_listed_by_name_and_function() -> None:

@@ -38,12 +38,16 @@ def single_process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         init_distributed_environment,
         initialize_model_parallel,
     )
+    from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 
     store = tmp_path_factory.mktemp("group") / "store"
     with set_current_vllm_config(VllmConfig()):
         init_distributed_environment(1, 0, f"file://{store}", 0, backend="gloo")
         initialize_model_parallel(1, 1)
-    yield
+    with pytest.MonkeyPatch.context() as patches:
+        # The CPU's packing of experts has no kernel for the meta device.
+        patches.setattr(cpu_moe, "cpu_prepack_moe_weight", lambda weight, isa: weight)
+        yield
     cleanup_dist_env_and_memory()
 
 
@@ -110,6 +114,8 @@ def test_unknown_tensor_name_is_rejected(tmp_path: Path) -> None:
         ("Qwen3-VL-4B", "model.visual.deepstack_merger_list.2.linear_fc2.bias", "deepstack_merger_list.2.linear_fc2"),
         ("Qwen3-VL-4B", "model.visual.pos_embed.weight", "pos_embed"),
         ("Qwen3-VL-4B", "model.language_model.layers.3.self_attn.q_norm.weight", "layers.3.self_attn.q_norm"),
+        ("Qwen3-VL-30B-A3B", "model.language_model.layers.5.mlp.experts.down_proj", "layers.5.mlp.experts"),
+        ("Qwen3-VL-30B-A3B", "model.language_model.layers.5.mlp.gate.weight", "layers.5.mlp.gate"),
         ("Qwen3.5-4B", "model.language_model.layers.0.linear_attn.in_proj_z.weight", "layers.0.linear_attn.in_proj"),
         ("Qwen3.5-4B", "model.language_model.layers.0.linear_attn.A_log", "layers.0.linear_attn"),
         ("Qwen3.5-4B", "model.language_model.layers.0.linear_attn.conv1d.weight", "layers.0.linear_attn.conv1d"),

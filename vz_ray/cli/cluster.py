@@ -42,7 +42,8 @@ def submit(
     limit_mib: Annotated[float, typer.Option(help="Maximum upload size in MiB.", min=0)] = 100.0,
     env: EnvVars = None,
     grace_s: Annotated[
-        int, typer.Option(help="Seconds for the checkpoint before a stopped job is killed.", min=1)
+        int,
+        typer.Option(help="Seconds that a stopped job has to save its state; see `vz-ray plan`.", min=1),
     ] = 600,
     allow_version_mismatch: Annotated[
         bool, typer.Option("--allow-version-mismatch", help="Accept another Ray version on the cluster.")
@@ -73,7 +74,7 @@ def submit(
     if jobs:
         submit.list_jobs(options)
     elif stop:
-        submit.run_stop(stop, options)
+        raise typer.Exit(submit.run_stop(stop, options))
     elif attach:
         client = JobClient(resolve_address(address), allow_version_mismatch=True)
         raise typer.Exit(submit.run_attach(client, find_job(client, attach).id, make_console()))

@@ -32,14 +32,14 @@ def synth(arguments: ConfigArguments = None, dry_run: DryRun = False) -> None:
 @app.command(rich_help_panel="Training")
 def base(
     out: Annotated[Path, typer.Option(help="Output directory; it must not exist.")],
-    family: Annotated[str, typer.Option(help="Model family: qwen2_5_vl, qwen3_vl or qwen3_5.")] = "qwen2_5_vl",
+    family: Annotated[str, typer.Option(help="qwen2_5_vl, qwen3_vl, qwen3_vl_moe or qwen3_5.")] = "qwen2_5_vl",
     steps: Annotated[int, typer.Option(help="Optimizer steps; 0 uses the family's default.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of weights and training data.", min=0)] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
 ) -> None:
     """Train the tiny base model: it names objects and answers questions, and cannot zoom yet.
 
-    Qwen2.5-VL starts from random weights. The other families start from the text weights of assets/tiny-base.
+    Qwen2.5-VL and Qwen3-VL-MoE start from random weights, the other families from the text weights of assets/tiny-base.
 
     Example: vz-ray base --out assets/tiny-base
 

@@ -36,6 +36,10 @@ class OptimizerConfig(Section):
     """Maximum global 2-norm of the gradient; 0 disables clipping."""
 
 
+ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks for which vLLM allocates memory of an adapter (`max_lora_rank`)."""
+
+
 @dataclass
 class LoraConfig(Section):
     """Low-rank adapters (arXiv 2106.09685)."""
@@ -56,6 +60,12 @@ class LoraConfig(Section):
     (`v_proj` matches every layer of that name, including the vision tower's)."""
     train_merger: bool = False
     """Also train the full weights of the merger, which projects visual features to the language model."""
+    publish: str = choice("auto", "adapters", "merged")
+    """What engines receive. `adapters`: the adapters, which vLLM applies beside the checkpoint's weights; layers of
+    the language model only. `merged`: all weights, with the adapters added. `auto`: adapters if all targets begin with
+    `language_model\\.`, the rank is at most 512 and the merger is not trained, else merged."""
+    publishes_adapters: bool = derived(False, "publishes_adapters", "learner.lora.publish")
+    """Whether engines receive the adapters."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +78,37 @@ class LoraConfig(Section):
                 ) from error
         if self.rank and not self.target_modules:
             raise InvalidValueError("target_modules", "is empty; with rank above 0 it must name linear layers", "rank")
+        self._check_publish()
+
+    @property
+    def engine_rank(self) -> int:
+        """Rank for which engines allocate the adapters."""
+        return next((rank for rank in ENGINE_RANKS if rank >= self.rank), self.rank)
+
+    @property
+    def chooses_adapters(self) -> bool:
+        """Whether `publish` chooses the adapters in a run whose engines hold no other model."""
+        if not self.rank or self.publish == "merged":
+            return False
+        text_only = all(target.startswith(r"language_model\.") for target in self.target_modules)
+        return self.publish == "adapters" or (text_only and self.rank <= ENGINE_RANKS[-1] and not self.train_merger)
+
+    def _check_publish(self) -> None:
+        """Check that vLLM supports published adapters, as far as that does not depend on the model."""
+        if self.publish != "adapters":
+            return
+        if not self.rank:
+            raise InvalidValueError("publish", "is 'adapters' and rank is 0; there are no adapters, use 'auto'", "rank")
+        if self.rank > ENGINE_RANKS[-1]:
+            raise InvalidValueError(
+                "rank",
+                f"is {self.rank}; published adapters have at most {ENGINE_RANKS[-1]}. Set publish=merged",
+                "publish",
+            )
+        if self.train_merger:
+            raise InvalidValueError(
+                "train_merger", "is true; adapters do not hold the merger's weights. Set publish=merged", "publish"
+            )
 
     def match_layers(self, linear_layers: Sequence[str]) -> list[str]:
         """Return the sorted HF names of the linear layers that get an adapter.
@@ -75,16 +116,25 @@ class LoraConfig(Section):
         Raises:
             UserError: A target matches no layer.
         """
-        matches: set[str] = set()
-        for pattern in self.target_modules:
-            pattern_matches = {name for name in linear_layers if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)}
-            if not pattern_matches:
-                raise UserError(
-                    f"learner.lora.target_modules has {pattern!r}, which matches no linear layer; "
-                    f"examples of layers: {', '.join(linear_layers[-3:])}"
-                )
-            matches |= pattern_matches
-        return sorted(matches)
+        return match_layers(self.target_modules, linear_layers)
+
+
+def match_layers(targets: Sequence[str], linear_layers: Sequence[str]) -> list[str]:
+    """Return the sorted HF names of the linear layers that `LoraConfig.target_modules` match.
+
+    Raises:
+        UserError: A target matches no layer.
+    """
+    matches: set[str] = set()
+    for pattern in targets:
+        pattern_matches = {name for name in linear_layers if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name)}
+        if not pattern_matches:
+            raise UserError(
+                f"learner.lora.target_modules has {pattern!r}, which matches no linear layer; "
+                f"examples of layers: {', '.join(linear_layers[-3:])}"
+            )
+        matches |= pattern_matches
+    return sorted(matches)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
-from vz_ray.config.fields import InvalidValueError, Section, choice, number
+from vz_ray.config.fields import InvalidValueError, Section, choice, derived, number
 
 _REJECTION_BANDS = {"none": (0.0, inf), "token": (0.5, 5.0), "sequence": (0.5, 2.0), "geometric": (0.999, 1.001)}
 """Default band of each `rejection`: IcePop's, and those of verl's presets."""
@@ -78,6 +78,12 @@ class LossConfig(Section):
     """Minimum ratio; null follows `rejection`: 0.5, geometric 0.999."""
     rejection_high: float | None = number(None, above=1)
     """Maximum ratio; null follows `rejection`: token 5, sequence 2, geometric 1.001."""
+    teacher_coef: float = derived(0.0, "teacher_coef", "teacher.kl_coef")
+    """Coefficient of the reverse KL to the teacher; 0 without a teacher."""
+    teacher_kl_cap: float | None = derived(None, "teacher.kl_cap")
+    """Maximum absolute KL estimate to the teacher of a token, in nats."""
+    reward_weight: float = derived(1.0, "reward_weight", "teacher.reward_weight")
+    """Factor of the reward's advantage; 1 without a teacher."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ from vz_ray.config.timeouts import timeout
 FAMILY_FILES = {
     "qwen2_5_vl": "conf/quickstart.yaml",
     "qwen3_vl": "conf/quickstart-qwen3_vl.yaml",
+    "qwen3_vl_moe": "conf/quickstart-qwen3_vl_moe.yaml",
     "qwen3_5": "conf/quickstart-qwen3_5.yaml",
 }
 """Config file of the quickstart by model family."""
@@ -96,6 +97,11 @@ class QuickstartConfig(GrpoRunConfig):
                 f"is {self.weights.transport!r}; the quickstart evaluates several models on the same engines, which "
                 "requires 'shm'",
             )
+        if self.learner.lora.publish == "adapters":
+            raise InvalidValueError(
+                "learner.lora.publish",
+                "is 'adapters'; the quickstart evaluates several models on the same engines, which requires 'merged'",
+            )
         if self.train.colocate:
             raise InvalidValueError(
                 "train.colocate", "is true; the quickstart trains while its engines start, so it must be false"
@@ -105,6 +111,11 @@ class QuickstartConfig(GrpoRunConfig):
                 "sft_continued.max_time_s",
                 f"is {self.sft_continued.max_time_s}; it must be 0, because the stage takes as long as RL training",
             )
+
+    @property
+    def publishes_adapters(self) -> bool:
+        """False: the engines hold several models in turn."""
+        return False
 
     @property
     def images_per_prompt(self) -> int:

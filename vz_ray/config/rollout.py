@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,10 @@ RESERVED_ENGINE_ARGUMENTS = {
     "speculative_config": "has a draft model, whose weights no publish updates",
     "enable_prefix_caching": "is always on: episodes share prefixes",
     "weight_transfer_config": "follows weights.transport",
+    "enable_lora": "follows learner.lora.publish",
+    "max_loras": "is always 1: all turns use the policy's adapter",
+    "max_lora_rank": "follows learner.lora.rank",
+    "lora_target_modules": "follows learner.lora.target_modules",
     "distributed_executor_backend": "follows the machine",
     "logits_processors": "bans vision tokens",
     "additional_config": "has the banned tokens",
@@ -58,6 +63,10 @@ class EngineConfig(Section):
     """Maximum turns in one batch."""
     images_per_prompt: int = derived(128, "images_per_prompt", "episode.max_images")
     """Maximum frames of a conversation."""
+    adapter_rank: int = derived(0, "adapter_rank", "learner.lora.rank")
+    """Rank for which the engine allocates the adapters that it receives; 0 if it receives all weights."""
+    adapter_targets: Sequence[str] = derived((), "learner.lora.target_modules")
+    """Layers with an adapter, as in `LoraConfig.target_modules`."""
     tensor_parallel_size: int = number(1, minimum=1)
     """GPUs per engine."""
     num_threads: int = number(0, minimum=0)
@@ -82,7 +91,7 @@ class RolloutConfig(Section):
     engine: EngineConfig = field(default_factory=EngineConfig)
     """The vLLM engine of each worker."""
     num_workers: int = 1
-    """Rollout workers; with `max_workers` the minimum, and 0 then stops every idle worker."""
+    """Workers; with `max_workers` the minimum, and 0 then stops every idle worker."""
     max_workers: int = 0
     """Maximum workers, started while episodes queue, so that Ray's autoscaler adds nodes; 0 keeps
     `num_workers`."""

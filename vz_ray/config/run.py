@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import DataConfig
 from vz_ray.config.episode import EpisodeConfig
-from vz_ray.config.fields import InvalidValueError, Section, check_at_least, choice, number, set_derived_values
+from vz_ray.config.fields import InvalidValueError, Section, check_at_least, number, set_derived_values
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.monitoring import MonitoringConfig, TrackingConfig
 from vz_ray.config.ray import RayConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import RolloutConfig, WeightsConfig
+from vz_ray.config.teacher import OnPolicyTeacherConfig, check_shared_tokens
 from vz_ray.config.timeouts import PLANNED_TIMEOUTS, TimeoutsConfig
 from vz_ray.utils.resources import find_resource
 
@@ -23,6 +25,7 @@ MUTABLE_ON_RESUME = (
     "learner.offload",
     "learner.gradient_checkpointing",
     "learner.sequence_parallel_size",
+    "learner.lora.publish",
     "learner.vision_slice_patches",
     "learner.micro_batch_tokens",
     "learner.share_prefixes",
@@ -48,8 +51,8 @@ class TrainConfig(Section):
     """Training steps."""
     batch_size: int = number(128, minimum=1)
     """Tasks (groups) per step (paper: 128)."""
-    group_size: int = number(16, minimum=2)
-    """Samples per task (paper: 16)."""
+    group_size: int = number(16, minimum=1)
+    """Samples per task (paper: 16); 1 only without rewards (`teacher.reward_weight: 0`)."""
     min_overview_frames: int = number(0, minimum=0)
     """Minimum frames of the overview in training: each group gets a number between it and
     `episode.overview_frames`, so that some overviews need a zoom. 0 always uses `episode.overview_frames`."""
@@ -67,9 +70,10 @@ class TrainConfig(Section):
     colocate: bool = False
     """Learner ranks and engines share the same GPUs and alternate: engines sleep while the learner works, and
     the learner's states are in host memory while engines sample."""
-    sleep_level: int = choice(2, 1)
+    sleep_level: int | None = number(None, minimum=1, maximum=2)
     """Memory of a sleeping engine's weights with `colocate`. 2: discarded, because every wake-up is followed by a
-    complete set of weights; 1: kept in host memory, for models whose weights vLLM cannot restore completely."""
+    complete set of weights; 1: kept in host memory, for models whose weights vLLM cannot restore completely. Default:
+    1 if adapters are published (`learner.lora.publish`), else 2."""
     wait_for_episodes: bool = False
     """Finish running episodes before engines load new weights; otherwise episodes continue with the new
     weights."""
@@ -183,6 +187,18 @@ class GrpoRunConfig(RolloutRunConfig):
     """GRPO learner."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Training loop."""
+    teacher: OnPolicyTeacherConfig = field(default_factory=OnPolicyTeacherConfig)
+    """Teacher of on-policy distillation."""
+
+    @property
+    def teacher_coef(self) -> float:
+        """Coefficient of the reverse KL to the teacher; 0 without a teacher."""
+        return self.teacher.kl_coef if self.teacher.enabled else 0.0
+
+    @property
+    def reward_weight(self) -> float:
+        """Factor of the reward's advantage; 1 without a teacher."""
+        return self.teacher.reward_weight if self.teacher.enabled else 1.0
 
     @property
     def step_frames_mib(self) -> int:
@@ -216,6 +232,7 @@ class GrpoRunConfig(RolloutRunConfig):
                 "train.max_staleness",
             )
         self._check_turn_credit()
+        self._check_teacher()
         self._check_frame_tie_break()
         if self.train.min_overview_frames > self.episode.overview_frames:
             raise InvalidValueError(
@@ -248,6 +265,30 @@ class GrpoRunConfig(RolloutRunConfig):
                 "learner.loss.turn_credit",
             )
 
+    def _check_teacher(self) -> None:
+        """Check the teacher, and the keys that depend on rewards in the loss."""
+        if self.train.group_size < 2 and not self.teacher.distills_only:
+            raise InvalidValueError(
+                "train.group_size",
+                f"is {self.train.group_size}; it must be at least 2, because rewards are compared within a group. 1 is "
+                "possible with teacher.model and teacher.reward_weight=0",
+                "teacher.reward_weight",
+            )
+        if not self.teacher.enabled:
+            return
+        for key, unused in (("turn_credit", "none"), ("frame_tie_break", 0.0)):
+            value = getattr(self.learner.loss, key)
+            if self.teacher.distills_only and value != unused:
+                raise InvalidValueError(
+                    f"learner.loss.{key}",
+                    f"is {value!r} and teacher.reward_weight is 0; it has no effect, set teacher.reward_weight above 0",
+                    "teacher.reward_weight",
+                )
+        # Known names, which `vz-ray plan` accepts, have no files. A run checks its models again before it uses them.
+        self.teacher.model = str(find_resource(self.teacher.model))
+        if all((Path(model) / "config.json").is_file() for model in (self.model, self.teacher.model)):
+            check_shared_tokens(self.model, self.teacher.model)
+
     def _check_frame_tie_break(self) -> None:
         """Check that breaking ties keeps the order of different rewards."""
         coef, reward = self.learner.loss.frame_tie_break, self.reward
@@ -261,6 +302,21 @@ class GrpoRunConfig(RolloutRunConfig):
                 f"({limit:g}), or the number of frames outweighs it",
                 f"reward.{smallest or 'accuracy'}",
             )
+
+    @property
+    def publishes_adapters(self) -> bool:
+        """Whether engines receive adapters instead of all weights."""
+        return self.learner.lora.chooses_adapters
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank for which engines allocate adapters; 0 if they receive all weights."""
+        return self.learner.lora.engine_rank if self.publishes_adapters else 0
+
+    @property
+    def sleep_level(self) -> int:
+        """Sleep level of the engines; see `EngineClient.sleep`."""
+        return self.train.sleep_level or (1 if self.publishes_adapters else 2)
 
     @property
     def shares_gpus(self) -> bool:
@@ -297,6 +353,13 @@ class GrpoRunConfig(RolloutRunConfig):
                 f"is {self.train.max_staleness}; with train.colocate it must be 0, because engines sleep while the "
                 "learner works",
                 "train.colocate",
+            )
+        if self.sleep_level == 2 and self.publishes_adapters:
+            raise InvalidValueError(
+                "train.sleep_level",
+                "is 2, which discards the checkpoint's weights; a publish of adapters does not restore them. Use 1, or "
+                "learner.lora.publish=merged",
+                "learner.lora.publish",
             )
 
     def _check_shared_gpus(self) -> None:

@@ -183,6 +183,7 @@ def trajectory_to_dict(trajectory: Trajectory) -> Json:
         "reward": None if trajectory.reward is None else _reward_to_dict(trajectory.reward),
         "error": trajectory.error,
         "extra": trajectory.extra,
+        **({"teacher_logprobs": list(trajectory.teacher_logprobs)} if trajectory.teacher_logprobs else {}),
     }
 
 
@@ -207,4 +208,5 @@ def trajectory_from_dict(data: Json) -> Trajectory:
         reward=None if data["reward"] is None else _reward_from_dict(data["reward"]),
         error=data["error"],
         extra=data["extra"],
+        teacher_logprobs=tuple(data.get("teacher_logprobs", ())),
     )

@@ -255,6 +255,8 @@ class Trajectory:
         reward: Reward; None before scoring.
         error: Reason of a failure.
         extra: Additional JSON values, for example the gate decision.
+        teacher_logprobs: `[S]` log-probs of the teacher for the sampled tokens, one per 1 in `loss_mask`; empty
+            without a teacher.
     """
 
     id: EpisodeId
@@ -268,6 +270,7 @@ class Trajectory:
     reward: RewardParts | None = None
     error: str = ""
     extra: dict[str, object] = field(default_factory=dict)
+    teacher_logprobs: tuple[float, ...] = ()
 
     @property
     def contexts(self) -> tuple[TokenContext, ...]:
@@ -282,6 +285,15 @@ class Trajectory:
     @property
     def grids(self) -> tuple[Grid, ...]:
         return tuple(grid for context in self.contexts for grid in context.grids)
+
+    @property
+    def compact_ids(self) -> tuple[int, ...]:
+        """The complete conversation as input of an engine, with one image pad per image."""
+        ids = list(self.prompt.compact_ids)
+        for turn in self.turns:
+            ids += turn.action.token_ids
+            ids += turn.observation.compact_ids if turn.observation else ()
+        return tuple(ids)
 
     @property
     def expanded_ids(self) -> tuple[int, ...]:

@@ -13,14 +13,15 @@ from vz_ray.families.image_processor import ImageProcessorSettings, read_image_p
 from vz_ray.families.qwen2_5_vl import Qwen25VL
 from vz_ray.families.qwen3_5 import Qwen35
 from vz_ray.families.qwen3_vl import Qwen3VL
-from vz_ray.families.shape import LinearAttentionShape, ModelShape, TextShape, VisionShape
+from vz_ray.families.qwen3_vl_moe import Qwen3VLMoe
+from vz_ray.families.shape import ExpertsShape, LinearAttentionShape, ModelShape, TextShape, VisionShape
 from vz_ray.utils.errors import UserError
 
-FAMILIES: Mapping[str, ModelFamily] = {family.model_type: family for family in (Qwen25VL(), Qwen3VL(), Qwen35())}
+FAMILIES: Mapping[str, ModelFamily] = {
+    family.model_type: family for family in (Qwen25VL(), Qwen3VL(), Qwen3VLMoe(), Qwen35())
+}
 """Supported families by `model_type` of config.json."""
-_REFUSED = dict.fromkeys(
-    ("qwen3_vl_moe", "qwen3_5_moe"), "the routing of its experts is not verified between transformers and vLLM"
-)
+_REFUSED = {"qwen3_5_moe": "the routing of its experts is not verified between transformers and vLLM"}
 """Why known families are not supported."""
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ImageProcessorSettings",
     "TEXT_PREFIX",
     "VISION_PREFIX",
+    "ExpertsShape",
     "LinearAttentionShape",
     "ModelFamily",
     "ModelShape",

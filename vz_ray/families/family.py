@@ -73,7 +73,9 @@ class ModelFamily(ABC):
         for layer in range(text.layers):
             name = f"layers.{layer}."
             yield from self.attention_linear_layers(text, layer, name)
-            yield from gated_mlp_layers(name, text.hidden, text.intermediate)
+            # The experts of a layer are two tensors, and the router is one: none is a linear layer.
+            if text.experts is None or layer not in text.experts.indices:
+                yield from gated_mlp_layers(name, text.hidden, text.intermediate)
 
     def attention_linear_layers(self, text: TextShape, layer: int, name: str) -> Iterator[tuple[str, Sizes]]:
         """Yield name and sizes of each linear layer of one layer's attention."""
@@ -89,6 +91,10 @@ class ModelFamily(ABC):
             yield VISION_PREFIX + name, sizes
         for name, sizes in self.text_linear_layers(shape.text):
             yield TEXT_PREFIX + name, sizes
+
+    def is_stored_transposed(self, parameter: str) -> bool:
+        """Return whether checkpoints and engines hold a parameter with its last two dimensions exchanged."""
+        return False
 
     def check_config(self, config: Any) -> None:
         """Check the parts of an HF config that no family supports.

@@ -54,6 +54,43 @@ class LinearAttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertsShape:
+    """Shape of the layers whose MLP is a set of experts; a router selects some of them for each token."""
+
+    indices: tuple[int, ...]
+    """Indices of these layers; the others have one MLP."""
+    count: int
+    """Experts of a layer."""
+    per_token: int
+    """Experts that compute a token."""
+    intermediate: int
+    """Intermediate size of one expert, which is a gated MLP."""
+
+    @property
+    def layers(self) -> int:
+        """Number of these layers."""
+        return len(self.indices)
+
+    @property
+    def token_intermediate(self) -> int:
+        """Intermediate elements of a token over its experts."""
+        return self.per_token * self.intermediate
+
+    @property
+    def share(self) -> float:
+        """Fraction of a layer's experts that compute a token."""
+        return self.per_token / self.count
+
+    def weights(self, hidden: int) -> int:
+        """Return the elements of all experts of a layer, without the router."""
+        return self.count * 3 * hidden * self.intermediate
+
+    def active_weights(self, hidden: int) -> int:
+        """Return the elements of a layer's router and of one token's experts."""
+        return hidden * self.count + 3 * hidden * self.token_intermediate
+
+
+@dataclass(frozen=True, slots=True)
 class TextShape:
     """Shape of the language model, in elements."""
 
@@ -79,6 +116,8 @@ class TextShape:
     """Fraction of a head that rotates with the position."""
     linear: LinearAttentionShape | None = None
     """Layers with linear attention."""
+    experts: ExpertsShape | None = None
+    """Layers with experts in place of one MLP."""
 
     @property
     def query_dim(self) -> int:
@@ -106,6 +145,29 @@ class TextShape:
         return 3 * self.hidden * self.intermediate
 
     @property
+    def expert_layers(self) -> int:
+        """Number of layers with experts."""
+        return self.experts.layers if self.experts else 0
+
+    @property
+    def mlp_kinds(self) -> tuple[bool, ...]:
+        """Kinds of MLPs that occur: whether they are experts."""
+        return tuple({layer < self.expert_layers for layer in range(self.layers)})
+
+    @property
+    def expert_weights(self) -> int:
+        """Elements of all experts of all layers."""
+        return self.experts.layers * self.experts.weights(self.hidden) if self.experts else 0
+
+    @property
+    def idle_weights(self) -> int:
+        """Elements of the experts that do not compute a token."""
+        if self.experts is None:
+            return 0
+        idle = (self.experts.count - self.experts.per_token) * self.experts.intermediate
+        return self.experts.layers * 3 * self.hidden * idle
+
+    @property
     def attention_weights(self) -> int:
         """Elements of the matrices of one layer's full attention."""
         gate = self.query_dim if self.output_gate else 0
@@ -113,9 +175,11 @@ class TextShape:
 
     @property
     def matrix_weights(self) -> int:
-        """Elements of all layers' matrices; a token takes one multiply-add per element."""
+        """Elements of all layers' matrices that compute a token; it takes one multiply-add per element."""
         linear = self.linear.layers * self.linear.weights(self.hidden) if self.linear else 0
-        return self.layers * self.mlp_weights + self.attention_layers * self.attention_weights + linear
+        experts = self.experts.layers * self.experts.active_weights(self.hidden) if self.experts else 0
+        mlps = (self.layers - self.expert_layers) * self.mlp_weights + experts
+        return mlps + self.attention_layers * self.attention_weights + linear
 
     @property
     def parameters(self) -> int:
@@ -125,7 +189,7 @@ class TextShape:
         if self.linear:
             other += self.linear.layers * self.linear.other_parameters
         embeddings = self.vocab_size * self.hidden * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.matrix_weights + other + self.hidden
+        return embeddings + self.matrix_weights + self.idle_weights + other + self.hidden
 
 
 @dataclass(frozen=True, slots=True)

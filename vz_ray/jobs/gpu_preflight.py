@@ -100,5 +100,7 @@ def _planned_gib(plan: ResourcePlan) -> dict[str, float]:
     needs = {footprint.component: footprint.peak_bytes / GIB for footprint in plan.footprints}
     if plan.engine is not None and not plan.engine.can_start:
         lacking_kv_tokens = max(0, plan.engine.min_kv_tokens - plan.engine.kv_tokens)
-        needs[plan.footprints[-1].component] += lacking_kv_tokens * plan.engine.kv_bytes_per_token / GIB
+        needs[(plan.shared_gpu or plan.engine.footprint).component] += (
+            lacking_kv_tokens * plan.engine.kv_bytes_per_token / GIB
+        )
     return needs

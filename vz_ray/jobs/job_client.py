@@ -191,6 +191,11 @@ class JobClient:
         with self._user_errors(f"stop the job {id}"):
             return bool(self._client.stop_job(id))
 
+    def read_logs(self, id: str) -> str:
+        """Return the job's output so far."""
+        with self._user_errors(f"return the output of the job {id}"):
+            return str(self._client.get_job_logs(id))
+
     async def tail_logs(self, id: str) -> AsyncIterator[str]:
         """Yield the job's output from its beginning, until the job or the connection ends."""
         async for lines in self._client.tail_job_logs(id):

@@ -37,6 +37,7 @@ from vz_ray.jobs.node_survey import NodeQuery, NodeReport, survey_nodes, write_e
 from vz_ray.jobs.resource_demands import (
     LEARNER_RANKS,
     ROLLOUT_WORKERS,
+    TEACHER_WORKERS,
     ClusterConfig,
     ResourceDemand,
     checkpoint_bytes,
@@ -175,6 +176,8 @@ def node_queries(
     for demand in demands:
         is_learner, is_rollout = LEARNER_RANKS in demand.name, ROLLOUT_WORKERS in demand.name
         readable = model if is_learner or is_rollout or demand.name == "agents" else []
+        if demand.name == TEACHER_WORKERS and isinstance(config, GrpoRunConfig):
+            readable = [config.teacher.model]
         query = queries.get(demand.node_group, NodeQuery())
         queries[demand.node_group] = NodeQuery(
             readable=sorted({*query.readable, *readable}),

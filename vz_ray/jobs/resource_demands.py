@@ -9,6 +9,7 @@ from pathlib import Path
 from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.distill import DistillRunConfig
 from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.rollout import RolloutConfig
 from vz_ray.config.run import GrpoRunConfig, RolloutRunConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.sft import SftRunConfig
@@ -16,7 +17,7 @@ from vz_ray.utils.placement import ResourceAmounts, node_group_resources
 
 ClusterConfig = RolloutRunConfig | SftRunConfig | DistillRunConfig | ServeConfig
 """Config of any command that runs on a cluster."""
-LEARNER_RANKS, ROLLOUT_WORKERS = "learner ranks", "rollout workers"
+LEARNER_RANKS, ROLLOUT_WORKERS, TEACHER_WORKERS = "learner ranks", "rollout workers", "teacher workers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,12 @@ def resource_demands(config: ClusterConfig, *, gpus: bool) -> list[ResourceDeman
     if isinstance(config, SftRunConfig):
         return [_ranks(config.learner, float(gpus)), _decoders(config.clips)]
     if isinstance(config, GrpoRunConfig):
-        ranks, workers = _ranks(config.learner, float(gpus)), _workers(config, gpus)
+        ranks, workers = _ranks(config.learner, float(gpus)), _workers(config.rollout, gpus)
         actors = [_share_gpus(ranks, workers)] if config.shares_gpus else [ranks, workers]
+        if config.teacher.enabled:
+            actors.append(_workers(config.teacher, gpus, TEACHER_WORKERS, "teacher"))
         return [*actors, _decoders(config.clips)]
-    return [_workers(config, gpus), _decoders(config.clips)]
+    return [_workers(config.rollout, gpus), _decoders(config.clips)]
 
 
 def _share_gpus(ranks: ResourceDemand, workers: ResourceDemand) -> ResourceDemand:
@@ -103,17 +106,18 @@ def _ranks(config: LearnerConfig, gpus: float) -> ResourceDemand:
     )
 
 
-def _workers(config: RolloutRunConfig, gpus: float) -> ResourceDemand:
-    rollout = config.rollout
+def _workers(
+    rollout: RolloutConfig, gpus: float, name: str = ROLLOUT_WORKERS, section: str = "rollout"
+) -> ResourceDemand:
     return ResourceDemand(
-        ROLLOUT_WORKERS,
+        name,
         {"CPU": rollout.cpus_per_worker, "GPU": rollout.engine.tensor_parallel_size * gpus},
         rollout.num_workers,
         rollout.worker_limit,
         rollout.node_group,
-        resource_keys={"CPU": "rollout.cpus_per_worker", "GPU": "rollout.engine.tensor_parallel_size"},
-        count_key="rollout.num_workers",
-        node_group_key="rollout.node_group",
+        resource_keys={"CPU": f"{section}.cpus_per_worker", "GPU": f"{section}.engine.tensor_parallel_size"},
+        count_key=f"{section}.num_workers",
+        node_group_key=f"{section}.node_group",
     )
 
 

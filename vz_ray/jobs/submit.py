@@ -211,16 +211,37 @@ def _describe_outcome(job: JobInfo) -> str:
     return outcomes.get(job.status, job.status.lower()) + duration
 
 
-def run_stop(name: str, options: SubmitOptions) -> None:
-    """Stop a job, given its id or its run's name. Returns after the job has written its checkpoint."""
+def run_stop(name: str, options: SubmitOptions) -> int:
+    """Stop a job, given its id or its run's name, and print what it saved. Returns after the job has ended.
+
+    Returns:
+        0 if the job ended by itself; 1 if it was killed before it had saved its last completed step.
+    """
     client = JobClient(resolve_address(options.address), allow_version_mismatch=True)
     job = find_job(client, name)
     if job.finished:
         print(f"job {job.id} has already ended: {_describe_outcome(job)}")
-        return
+        return 0
     print(f"stopping job {job.id}; it has {options.grace_s} s to write its checkpoint")
     job = stop_job(client, job, options.grace_s + _STOP_SLACK_S)
     print(f"job {job.id} {_describe_outcome(job)}")
+    if job.status == "SUCCEEDED":
+        return 0
+    if message := find_stop_message(client.read_logs(job.id)):
+        print(message)
+        return 0
+    print(
+        f"the run did not report what it saved: it was killed or failed before. Its newest checkpoint is of an earlier "
+        f"step (checkpoints/ in its run directory). Submit with a longer --grace-s than {options.grace_s} "
+        "(`vz-ray plan` gives the time of a stop)"
+    )
+    return 1
+
+
+def find_stop_message(output: str) -> str:
+    """Return the last line of a job's output that reports a stop; empty without one."""
+    lines = [line for line in output.splitlines() if line.startswith("vz-ray: stopped")]
+    return lines[-1].removeprefix("vz-ray: ") if lines else ""
 
 
 def list_jobs(options: SubmitOptions) -> None:

@@ -42,6 +42,20 @@ def is_informative(group: Group, min_std: float = 1e-4) -> bool:
     return _std(np.asarray(group.rewards)) >= min_std
 
 
+def is_trainable(group: Group, config: LossConfig) -> bool:
+    """Return whether the learner trains on a group.
+
+    Without a teacher, the group must be informative. A teacher gives a signal for groups of equal rewards, too: their
+    rewards need only be valid, and may be missing if `reward_weight` is 0. Every trajectory must have a sampled turn.
+    """
+    if not config.teacher_coef:
+        return is_informative(group, config.min_reward_std)
+    if not group.trajectories or any(not trajectory.turns for trajectory in group.trajectories):
+        return False
+    rewards = [trajectory.reward for trajectory in group.trajectories]
+    return not config.reward_weight or all(reward is not None and reward.valid for reward in rewards)
+
+
 def break_ties(group: Group, coef: float) -> Group:
     """Return the group with the rewards r - coef (n - min n) / (max n - min n) of tied samples.
 
@@ -75,12 +89,19 @@ def outcome_advantages(group: Group, config: LossConfig) -> Floats:
 
 
 def group_advantages(group: Group, config: LossConfig) -> list[Floats]:
-    """Return the advantages of each trajectory: `[1]`, or `[turns]` with a `turn_credit`."""
+    """Return the advantages of each trajectory from its rewards: `[1]`, or `[turns]` with a `turn_credit`.
+
+    They are multiplied by `reward_weight`, and 0 if the group is not informative: only a teacher trains on it.
+    """
+    if config.teacher_coef and not (config.reward_weight and is_informative(group, config.min_reward_std)):
+        return [np.zeros(1 if config.turn_credit == "none" else len(t.turns)) for t in group.trajectories]
     group = break_ties(group, config.frame_tie_break)
     outcome = compute_advantages(group.rewards, config.advantage_estimator)
     if config.turn_credit == "none":
-        return [outcome[i : i + 1] for i in range(len(outcome))]
-    return _TURN_CREDITS[config.turn_credit](group, outcome, config)
+        advantages = [outcome[i : i + 1] for i in range(len(outcome))]
+    else:
+        advantages = _TURN_CREDITS[config.turn_credit](group, outcome, config)
+    return [config.reward_weight * values for values in advantages]
 
 
 def _shaped_advantages(group: Group, outcome: Floats, config: LossConfig) -> list[Floats]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vz_ray.utils.errors import UserError, join_first
+from vz_ray.weight_sync.weight_source import StoredLayout
 
 Shape = tuple[int, ...]
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -42,8 +43,16 @@ def check_tensor_shapes(directory: str | Path) -> None:
     """
     path = Path(directory)
     model = _meta_model(path)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    layout = StoredLayout(model)
+    expected = {name: layout.shape(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
     stored = _rename_tensors(read_tensor_headers(path), model)
+    for name, tensor in model.state_dict().items():
+        if name in stored and stored[name].shape == tuple(tensor.shape) != expected[name]:
+            raise UserError(
+                f"model {str(path)!r} holds {name} as {list(tensor.shape)}, which is how transformers saves it; "
+                f"released checkpoints and vLLM hold {list(expected[name])}. Exchange the last two dimensions of such "
+                "tensors."
+            )
     optional = {name for name, own in model.all_tied_weights_keys.items() if own in stored}
     mismatches = _find_mismatches(expected, stored, optional, model._keys_to_ignore_on_load_unexpected or ())
     if mismatches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,24 @@ def _turn_arrays(trajectory: Trajectory) -> dict[str, Any]:
         "weight_versions": np.asarray(weight_versions, dtype=np.int64),
         "after_image": np.asarray(after_image, dtype=np.bool_),
     }
+
+
+def teacher_logprobs(trajectories: Sequence[Trajectory], examples: Sequence[Example]) -> list[NDArray[np.float64]]:
+    """Return the teacher's log-probs of the sampled tokens of each example, `[S]` each.
+
+    Raises:
+        ValueError: A trajectory was not scored by the teacher, or not completely.
+    """
+    rows = []
+    for trajectory, example in zip(trajectories, examples, strict=True):
+        row = np.asarray(trajectory.teacher_logprobs, dtype=np.float64)
+        if len(row) != len(example.sampled_positions) or not np.isfinite(row).all():
+            raise ValueError(
+                f"trajectory {example.name} has {np.isfinite(row).sum()} log-probs of the teacher for "
+                f"{len(example.sampled_positions)} sampled tokens"
+            )
+        rows.append(row)
+    return rows
 
 
 def encode_probe(probe: ParityProbe, tokens: SpecialTokenIds, spec: ImageSpec) -> tuple[Example, dict[str, RGB]]:

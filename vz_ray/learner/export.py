@@ -1,4 +1,4 @@
-"""Whole weights under their HF names, and their export as an HF checkpoint directory.
+"""Export of the policy as an HF checkpoint directory.
 
 Exports are for serving and for the next training stage. The source is a running trainer, or a checkpoint on
 disk. A checkpoint can be exported without a GPU, without its ranks and without DeepSpeed.
@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
 
 from vz_ray.learner.checkpoint import hash_weight_files, read_checkpoint_meta
 from vz_ray.learner.checkpoint_files import (
@@ -28,88 +23,14 @@ from vz_ray.learner.checkpoint_files import (
     write_safetensors,
 )
 from vz_ray.learner.distributed import RankInfo, fail_together
-from vz_ray.learner.lora import base_parameter_name, has_adapters, lora_deltas, peft_config, peft_parameters
+from vz_ray.learner.lora import has_adapters, peft_config, peft_parameters
 from vz_ray.learner.policy_model import load_pretrained
-from vz_ray.learner.state_offload import StateOffloader
+from vz_ray.learner.weight_sources import ZeroWeightSource, gathered
 from vz_ray.learner.zero_state import WEIGHTS
-from vz_ray.weight_sync.weight_source import split_into_buckets
-from vz_ray.weight_sync.weight_version import TensorSpec, dtype_name
+from vz_ray.weight_sync.weight_version import TensorSpec
 
 _SHARD_BYTES = 4 << 30
 _INDEX = "model.safetensors.index.json"
-
-
-class ZeroWeightSource:
-    """`WeightSource` over the whole parameters of an HF model under DeepSpeed, for every ZeRO stage.
-
-    Tied tensors appear once, under the embedding's name. Every rank must iterate over `buckets` with the same
-    `max_bytes`: under ZeRO-3 each bucket is gathered. Adapters are merged into copies of the weights; the
-    trained parameters do not change. See `learner/lora.py`.
-
-    Args:
-        hf: The HF model.
-        offloader: Reads weights in host memory while they are offloaded; None if they never are.
-    """
-
-    def __init__(self, hf: nn.Module, offloader: StateOffloader | None = None) -> None:
-        self._offloader = offloader
-        named = ((base_parameter_name(name), parameter) for name, parameter in hf.named_parameters())
-        self._parameters = {name: parameter for name, parameter in named if name is not None}
-        self._deltas = lora_deltas(hf)
-
-    def specs(self) -> list[TensorSpec]:
-        """Return names, dtypes and whole shapes, without moving data."""
-        return [
-            TensorSpec(name, dtype_name(p.dtype), tuple(getattr(p, "ds_shape", p.shape)))
-            for name, p in self._parameters.items()
-        ]
-
-    def buckets(self, max_bytes: int) -> Iterator[dict[str, Tensor]]:
-        """Yield the tensors in the order of `specs`; a bucket is valid until the next one is requested."""
-        for group in split_into_buckets(self.specs(), max_bytes):
-            names = [spec.name for spec in group]
-            parameters = [self._parameters[name] for name in names]
-            added = [delta for name in names if (delta := self._deltas.get(name))]
-            with self._whole([*parameters, *(p for delta in added for p in (delta.a, delta.b))]) as whole:
-                yield {name: self._merged(name, p, whole) for name, p in zip(names, parameters, strict=True)}
-
-    @contextmanager
-    def _whole(self, parameters: list[nn.Parameter]) -> Iterator[dict[nn.Parameter, Tensor]]:
-        """Yield the whole tensor of each parameter, on the device or in host memory."""
-        offloader = self._offloader
-        if offloader is not None and offloader.has_weights_on_host:
-            yield {p: _gather_on_host(p, offloader) for p in parameters}
-            return
-        with gathered(parameters):
-            yield {p: p.data for p in parameters}
-
-    def _merged(self, name: str, parameter: nn.Parameter, whole: dict[nn.Parameter, Tensor]) -> Tensor:
-        delta = self._deltas.get(name)
-        if delta is None:
-            return whole[parameter]
-        return replace(delta, a=whole[delta.a], b=whole[delta.b]).merge_into(whole[parameter])
-
-
-def _gather_on_host(parameter: Any, offloader: StateOffloader) -> Tensor:
-    """Return a parameter whose storage is in host memory; under ZeRO-3 every rank must call."""
-    if not hasattr(parameter, "ds_id"):
-        return offloader.on_host(parameter.data)
-    shard = offloader.on_host(parameter.ds_tensor).cpu()
-    shards = [shard]
-    if dist.is_initialized() and (world_size := dist.get_world_size()) > 1:
-        shards = [torch.empty_like(shard) for _ in range(world_size)]
-        dist.all_gather([part.view(torch.uint8) for part in shards], shard.view(torch.uint8))
-    return torch.cat(shards)[: parameter.ds_numel].view(parameter.ds_shape)
-
-
-def gathered(parameters: list[nn.Parameter]) -> Any:
-    """Return a context in which sharded parameters are whole on every rank."""
-    sharded = [p for p in parameters if hasattr(p, "ds_id")]
-    if not sharded:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(sharded)
 
 
 def export_hf(directory: Path, hf: Any, base: Path, rank_info: RankInfo) -> None:

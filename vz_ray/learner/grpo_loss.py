@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vz_ray.config.loss import LossConfig
-from vz_ray.learner.kl import estimate_kl
+from vz_ray.learner.kl import distillation_advantages, estimate_kl
 from vz_ray.learner.off_policy import rejection_mask, truncated_importance_weights
 from vz_ray.learner.policy_loss import POLICY_LOSSES, importance_ratio
 
@@ -52,6 +52,7 @@ class LossInputs:
         old_logprobs: `[B, S]` log-probs before the first update of the step.
         engine_logprobs: `[B, S]` log-probs of the engine, NaN in external turns.
         ref_logprobs: `[B, S]` log-probs of the reference model; None without one.
+        teacher_logprobs: `[B, S]` log-probs of the teacher; None without one.
     """
 
     advantages: Tensor
@@ -60,6 +61,7 @@ class LossInputs:
     old_logprobs: Tensor
     engine_logprobs: Tensor
     ref_logprobs: Tensor | None
+    teacher_logprobs: Tensor | None = None
 
 
 def grpo_loss(logprobs: Tensor, entropy: Tensor, inputs: LossInputs, config: LossConfig) -> tuple[Tensor, Sums]:
@@ -78,6 +80,11 @@ def grpo_loss(logprobs: Tensor, entropy: Tensor, inputs: LossInputs, config: Los
         if not in_loss:
             advantages = advantages - config.kl_coef * kl
         sums["kl"] = _sum(kl, inputs.mask)
+    if (teacher := inputs.teacher_logprobs) is not None:
+        advantages = advantages + distillation_advantages(
+            inputs.old_logprobs, teacher, config.teacher_coef, config.teacher_kl_cap
+        )
+        sums["teacher_kl"] = _sum(inputs.old_logprobs - teacher, inputs.mask)
     ratio = importance_ratio(logprobs, inputs.old_logprobs, inputs.mask, config.importance_sampling_level)
     policy = POLICY_LOSSES[config.policy_loss](logprobs, ratio, advantages, config)
     if config.tis_cap is not None:

@@ -45,3 +45,20 @@ def estimate_kl(new: Tensor, reference: Tensor, kind: str, cap: float | None = N
     """
     kl = KL_ESTIMATORS[kind](new, reference)
     return kl if cap is None else kl.clamp(-cap, cap)
+
+
+def distillation_advantages(old: Tensor, teacher: Tensor, coef: float, cap: float | None = None) -> Tensor:
+    """Return -coef (log p_old - log p_teacher) per token, `[B, S]`, constant.
+
+    On-policy distillation (Thinking Machines, 2025): on the student's samples, the difference of log-probs is an
+    unbiased estimate of the reverse KL(student || teacher) at the token. As an advantage it has the policy gradient
+    of that KL, with discount 0: later tokens do not count for a token.
+
+    Example: old log-prob -1, teacher's -3, coef 0.5 -> -1.
+
+    Args:
+        old: `[B, S]` log-probs before the first update of the step.
+        teacher: `[B, S]` log-probs of the teacher.
+        cap: Maximum absolute difference in nats; None disables it.
+    """
+    return -coef * estimate_kl(old, teacher, "k1", cap).detach()

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.protocols import FrameSource
 from vz_ray.env.trajectory import Group, Trajectory
-from vz_ray.learner.learner_actor import HangReporter, LearnerActor, actor_name
+from vz_ray.learner.learner_actor import LearnerActor, RankProcess, actor_name
 from vz_ray.learner.placement import LearnerPlacement
 from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.utils.code_fingerprint import code_fingerprint
@@ -83,7 +83,7 @@ class Learner:
         self._identity, self._log_dir = identity, log_dir
         self._placement = placement or LearnerPlacement(config)
         self._actors: list[Any] = []
-        self._hang_reporters: list[HangReporter] = []
+        self._processes: list[RankProcess] = []
         self.start_count = 0
 
     @classmethod
@@ -108,7 +108,7 @@ class Learner:
         try:
             group = await self._placement.reserve()
             self._actors = [self._create_actor(group, rank) for rank in range(self._config.world_size)]
-            self._hang_reporters = await self.call_all("register", code_fingerprint())
+            self._processes = await self.call_all("register", code_fingerprint())
             address, port = await self.rendezvous_address()
             await self.call_all("setup", self._config, self._frame_source, address, port)
         except BaseException:
@@ -153,6 +153,7 @@ class Learner:
 
         Raises:
             UserError: The share of dropped groups exceeds `config.max_unreadable_share`; nothing was updated.
+            StepStopped: See `request_stop`.
         """
         unreadable: dict[int, str] = {}
         for errors in await self.call_all("find_unreadable", ray.put(groups)):
@@ -168,6 +169,17 @@ class Learner:
         readable = [group for index, group in enumerate(groups) if index not in unreadable]
         metrics = (await self.call_all("grpo_step", ray.put(readable), weight_version))[0]
         return {**metrics, "groups_unreadable": len(unreadable)}
+
+    async def request_stop(self) -> None:
+        """Ask the ranks to drop the GRPO step that they compute, and all later ones.
+
+        Its call raises `StepStopped` before the next micro-batch; without a further one, it ends normally.
+
+        Raises:
+            ProcessEndedError: Rank 0 died.
+            StepTimeout: The node of rank 0 did not answer within 30 s.
+        """
+        await self._processes[0].request_stop(actor_name(0))
 
     async def compute_logprobs(self, trajectories: Sequence[Trajectory]) -> list[NDArray[np.float32]]:
         """See `Trainer.compute_logprobs`."""
@@ -206,7 +218,7 @@ class Learner:
     def _kill_ranks(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
-        self._actors, self._hang_reporters = [], []
+        self._actors, self._processes = [], []
 
     async def call_all(self, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
         """Call a method of `LearnerActor` on all ranks.
@@ -247,9 +259,9 @@ class Learner:
         """Return a late rank's current function and log its stacks."""
         name = actor_name(rank)
         try:
-            if not self._hang_reporters:
+            if not self._processes:
                 raise StackDumpError("it has not started")
-            state, stacks = await self._hang_reporters[rank].report(name)
+            state, stacks = await self._processes[rank].report(name)
         except Exception as error:
             return f"the state of {name} is unknown: {error}"
         log.warning("Timeout of %s: it is %s\n%s", name, state, stacks)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -29,6 +29,7 @@ from vz_ray.learner.frame_cache import CachedFrameLoader
 from vz_ray.monitoring.log_context import RunIdentity, set_log_context
 from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_output
 from vz_ray.utils.code_fingerprint import check_same_code
+from vz_ray.utils.memory_file import Flag
 from vz_ray.utils.ports import find_free_port
 from vz_ray.utils.stack_dump import StackDumper, dump_stacks, install_stack_dumper
 from vz_ray.utils.timeouts import with_timeout
@@ -43,6 +44,8 @@ from vz_ray.weight_sync.nccl_broadcast import (
 )
 from vz_ray.weight_sync.weight_source import CollectiveSource
 from vz_ray.weight_sync.weight_store import WeightIntegrityError, WeightStore
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -60,18 +63,21 @@ def actor_name(rank: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class HangReporter:
-    """Reads the stacks of a rank that does not answer in time.
+class RankProcess:
+    """Reaches the process of a rank during a call.
 
     A rank runs one call at a time and can be stuck in C code, such as a collective, so another actor call
-    would not reach it. A Ray task on the rank's node sends it a signal instead.
+    would not reach it. A Ray task on the rank's node does.
 
     Attributes:
         node_id: Ray's id of the node.
+        stacks: Writes the stacks of the process.
+        stop: Asks the rank to stop during a GRPO step.
     """
 
     node_id: str
-    process: StackDumper
+    stacks: StackDumper
+    stop: Flag
 
     async def report(self, name: str) -> tuple[str, str]:
         """Return the current function of the rank `name`, and the stacks of its threads.
@@ -80,11 +86,23 @@ class HangReporter:
             StackDumpError: The process is gone or wrote no stacks.
             StepTimeout: The task did not finish within 30 s.
         """
+        return await self._run_on_node(dump_stacks, self.stacks, name, "a stack dump")
+
+    async def request_stop(self, name: str) -> None:
+        """Set the stop flag of the rank `name`.
+
+        Raises:
+            ProcessEndedError: The process is gone.
+            StepTimeout: The task did not finish within 30 s.
+        """
+        await self._run_on_node(Flag.set, self.stop, name, "a request to stop")
+
+    async def _run_on_node(self, function: Callable[[Any], T], argument: Any, name: str, operation: str) -> T:
         on_node = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
-        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(dump_stacks)
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node)(function)
         try:
             return await with_timeout(
-                task.remote(self.process), _REPORT_TIMEOUT_S, target=f"the node of {name}", operation="a stack dump"
+                task.remote(argument), _REPORT_TIMEOUT_S, target=f"the node of {name}", operation=operation
             )
         except RayTaskError as error:
             raise error.cause from error
@@ -109,20 +127,21 @@ class LearnerActor:
             redirect_output(Path(log_dir) / f"{actor_name(rank)}.log")
         self._rank, self._identity = rank, identity
         configure_actor_logging(actor_name(rank), identity, rank)
+        self._stop = Flag.create("stop")
         self._nccl, self._exporter = NcclBroadcaster(), IpcExporter()
         self._announced = (-1, -1)  # weight version, optimizer step
         self._broadcast_thread = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
         self._broadcast: Future[None] = Future()
         self._broadcast.set_result(None)
 
-    def register(self, driver_fingerprint: Mapping[str, str]) -> HangReporter:
-        """Check the code version and return the reporter for a hang of this rank.
+    def register(self, driver_fingerprint: Mapping[str, str]) -> RankProcess:
+        """Check the code version and return what reaches this process during a call.
 
         Raises:
             UserError: The code on this node differs from the driver's.
         """
         check_same_code(driver_fingerprint, actor_name(self._rank), ray.util.get_node_ip_address())
-        return HangReporter(ray.get_runtime_context().get_node_id(), install_stack_dumper())
+        return RankProcess(ray.get_runtime_context().get_node_id(), install_stack_dumper(), self._stop)
 
     def rendezvous_address(self) -> tuple[str, int]:
         """Return the IP address of this node and a free port."""
@@ -172,7 +191,8 @@ class LearnerActor:
 
     def grpo_step(self, groups: Sequence[Group], weight_version: int | None) -> dict[str, float]:
         _set_log_step(groups)
-        metrics = self._trainer.grpo_step(groups, self._frames, weight_version) | self._frames.take_metrics()
+        metrics = self._trainer.grpo_step(groups, self._frames, weight_version, self._stop.is_set)
+        metrics |= self._frames.take_metrics()
         log.info("Trained on %d groups in %.2f s", metrics["groups"], metrics.get("seconds", 0.0))
         return metrics
 
@@ -199,7 +219,7 @@ class LearnerActor:
         Returns:
             The update on rank 0, None on other ranks.
         """
-        source = CollectiveSource(self._trainer.weight_source(), bucket_bytes)
+        source = CollectiveSource(self._trainer.published_source(), bucket_bytes)
         update = None
         with source.gathered_to_the_end():
             if self._rank == 0:
@@ -223,7 +243,7 @@ class LearnerActor:
 
     def announce_weights(self, version: int, probe: ParityProbe | None) -> WeightUpdate:
         """Describe the current weights as `version` for a transfer by NCCL or in parts."""
-        info, nbytes = update_info(self._trainer.weight_source())
+        info, nbytes = update_info(self._trainer.published_source())
         return self._announce(WeightUpdate(version, "", info, nbytes, self._score(probe)))
 
     def start_export(self, version: int, bucket_bytes: int) -> None:
@@ -233,7 +253,7 @@ class LearnerActor:
             WeightIntegrityError: The weights changed since `announce_weights`.
         """
         self._check_announced(version)
-        self._exporter.start(self._trainer.weight_source(), bucket_bytes)
+        self._exporter.start(self._trainer.published_source(), bucket_bytes)
 
     def export_part(self, receivers: frozenset[int]) -> dict[str, Any] | None:
         """Return the handles of the next bucket, which all ranks gather; None after the last one.
@@ -292,7 +312,7 @@ class LearnerActor:
         self._broadcast = self._broadcast_thread.submit(self._send_weights)
 
     def _send_weights(self) -> None:
-        source = self._trainer.weight_source()
+        source = self._trainer.published_source()
         if self._rank == 0:
             self._nccl.broadcast(source)
         else:

@@ -1,14 +1,14 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft, and merged weights for publishing and export.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft, and merged weights.
 
 An adapted layer computes W x + s B A x. A `[r, in]` and B `[out, r]` are trained, and s = alpha / r. B starts
 at 0, so that training starts at the checkpoint.
 
-Published and exported weights are merged: W + s B A under the names and shapes of the checkpoint. Engines run
-without adapters, at full speed and with known memory. The verification of a publish does not change, and an
-export loads in any HF-compatible library. The cost: a publish transfers all weights, not only the adapters.
+Engines receive A and s B (`weight_sources.AdapterSource`), or merged weights: W + s B A under the names and shapes
+of the checkpoint. Exports are merged: they load in any HF-compatible library.
 
 The sum is computed in float32 and rounded once to the dtype of the weights. In bfloat16 the engine's weights
-are therefore rounded and the learner's are not; `mismatch/kl` measures the difference.
+are therefore rounded and the learner's are not; `mismatch/kl` measures the difference. Engines that receive
+adapters have the learner's weights.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -49,6 +49,7 @@ class MicroBatchLoader:
 
     Attributes:
         times: Time of host work; replace it to start from zero.
+        before_batch: Called before each micro-batch is taken; its exception ends the pass.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class MicroBatchLoader:
         self._tokens, self._spec, self._costs = tokens, spec, costs
         self._on_gpu = rank_info.device.type == "cuda"
         self.times = InputTimes()
+        self.before_batch: Callable[[], None] = _continue
 
     def plan(self, examples: Sequence[Example]) -> list[list[PrefixTree]]:
         """Return this rank's micro-batches; see `plan_micro_batches` for errors."""
@@ -118,6 +120,7 @@ class MicroBatchLoader:
 
     def _upload(self, host_batches: Iterator[HostBatch]) -> Iterator[MicroBatch]:
         while True:
+            self.before_batch()
             started = time.perf_counter()
             batch = next(host_batches, None)
             self.times.wait_seconds += time.perf_counter() - started
@@ -125,7 +128,20 @@ class MicroBatchLoader:
                 return
             yield batch.to(self._rank_info.device)
 
+    @contextmanager
+    def checked_by(self, check: Callable[[], None]) -> Iterator[None]:
+        """Call `check` before each micro-batch of the block."""
+        self.before_batch = check
+        try:
+            yield
+        finally:
+            self.before_batch = _continue
+
     def _set_device(self) -> None:
         # Without it, pinning memory in a new thread would create a CUDA context on the first GPU.
         if self._on_gpu:
             torch.cuda.set_device(self._rank_info.device)
+
+
+def _continue() -> None:
+    """Check nothing."""

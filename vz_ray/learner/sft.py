@@ -25,7 +25,7 @@ from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import ProgressStage
 from vz_ray.utils.atomic_files import atomic_directory, partial_path, write_atomic
-from vz_ray.utils.interrupt import Interrupt, StopRequested
+from vz_ray.utils.interrupt import Interrupt, StopRequested, describe_saved
 from vz_ray.utils.step_dirs import list_steps, prune_steps, step_name
 
 CHECKPOINT_INTERVAL_S = 30.0
@@ -155,8 +155,8 @@ async def sft_loop(
     if saved != state:
         await _save_checkpoint(learner, state, checkpoints, config.keep_checkpoints, monitor, rank_info)
     if not state.is_done(config):
-        interrupt.raise_if_requested()
-        raise StopRequested(f"stopped after step {state.steps}: another rank received a stop signal")
+        reason = interrupt.reason if interrupt.requested else "stopped: another rank received a stop signal"
+        raise StopRequested(f"{reason}; {describe_saved(state.steps)}")
     return state
 
 

@@ -11,7 +11,8 @@ fetches the pixels of its share, ahead of the computation in a thread (`micro_ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,12 @@ from torch import Tensor
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
-from vz_ray.learner.advantages import group_advantages, is_informative, turns_with_loss
+from vz_ray.learner.advantages import group_advantages, is_trainable, turns_with_loss
 from vz_ray.learner.batch import MicroBatch, collate
-from vz_ray.learner.distributed import all_gather_object, all_reduce_sum, init_distributed
+from vz_ray.learner.distributed import all_gather_object, all_reduce_max, all_reduce_sum, init_distributed
 from vz_ray.learner.entropy import EntropyController
-from vz_ray.learner.example import Example, encode_probe, encode_trajectory
-from vz_ray.learner.export import ZeroWeightSource, export_hf
+from vz_ray.learner.example import Example, encode_probe, encode_trajectory, teacher_logprobs
+from vz_ray.learner.export import export_hf
 from vz_ray.learner.frame_cache import FeatureCache
 from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
@@ -40,9 +41,12 @@ from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
 from vz_ray.learner.state_offload import StateOffloader
+from vz_ray.learner.step_snapshot import StepSnapshot
 from vz_ray.learner.train_engine import TrainEngine, prepare_frozen, training_dtype
+from vz_ray.learner.weight_sources import AdapterSource, ZeroWeightSource
 from vz_ray.planning.sequence_parallel import check_sequence_parallel
-from vz_ray.weight_sync import ParityProbe, ProbeScore
+from vz_ray.utils.interrupt import StepStopped
+from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightSource
 
 LogprobFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 """Returns log-probs and entropies of the sampled tokens, `[B, S]` each."""
@@ -58,6 +62,7 @@ class MiniBatch:
         advantages: Of each example: `[1]`, or one per turn.
         loss_weights: Of each example, likewise; see `grpo_loss.loss_weights`.
         micro_batches: This rank's micro-batches, as trees of `examples`.
+        teacher_logprobs: Of the sampled tokens of each example; None without a teacher.
     """
 
     trajectories: list[Trajectory]
@@ -65,6 +70,7 @@ class MiniBatch:
     advantages: list[NDArray[np.float64]]
     loss_weights: list[NDArray[np.float64]]
     micro_batches: list[list[PrefixTree]]
+    teacher_logprobs: list[NDArray[np.float64]] | None
 
 
 class Trainer:
@@ -95,6 +101,7 @@ class Trainer:
         frozen_tower = not any(parameter.requires_grad for parameter in vision_tower.parameters())
         self._feature_cache = self._create_feature_cache(self.policy) if frozen_tower else None
         self.engine = TrainEngine(self.policy, config, self.rank_info)
+        self._snapshot = StepSnapshot(self.engine, self.rank_info)
         self._entropy = EntropyController(config.loss.entropy_coef)
         self.reference_logprobs, self._reference_cache = self._create_reference(dtype)
         deepspeed = self.engine.deepspeed
@@ -149,39 +156,68 @@ class Trainer:
         nats = all_reduce_sum({"nats": nats}, self.rank_info)["nats"]
         return {"loss": nats / num_tokens, **step_metrics, **self._throughput(examples, started)}
 
-    def grpo_step(self, groups: Sequence[Group], pixels: Pixels, weight_version: int | None = None) -> Metrics:
+    def grpo_step(
+        self,
+        groups: Sequence[Group],
+        pixels: Pixels,
+        weight_version: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Metrics:
         """Do one GRPO step: `epochs` passes over the groups, one optimizer step per mini-batch.
 
-        Uninformative groups (see `is_informative`) are dropped and counted. If no group remains, nothing is
+        Groups without a signal (see `is_trainable`) are dropped and counted. If no group remains, nothing is
         updated.
 
         Args:
             weight_version: Version of the current weights. Tokens sampled from other versions are compared
                 with the engine in separate metrics (`_stale`), because a difference is expected for them.
                 None treats all tokens as current.
+            should_stop: Checked before each micro-batch; one rank suffices to stop all.
+
+        Raises:
+            StepStopped: `should_stop` was true. The state is that before the step; only `save_checkpoint` may follow.
         """
         started, self.micro_batches.times = time.perf_counter(), InputTimes()
-        kept = [group for group in groups if is_informative(group, self.config.loss.min_reward_std)]
+        kept = [group for group in groups if is_trainable(group, self.config.loss)]
         metrics: Metrics = {"groups": len(kept), "groups_dropped": len(groups) - len(kept), "updates": 0}
         if not kept:
             return metrics
         mini_batches = self._build_mini_batches(kept)
         # With dropout, the forward pass of an update does not give the log-probs of the sampling policy.
         single_update = len(mini_batches) == 1 and self.config.epochs == 1 and not self.config.lora.dropout
-        fixed_logprobs = [self._fixed_logprobs(batch, pixels, single_update) for batch in mini_batches]
         grpo_metrics = GrpoMetrics(weight_version)
-        for epoch in range(self.config.epochs):
-            rng = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
-            for index in rng.permutation(len(mini_batches)):
-                mini_batch = mini_batches[index]
-                step_metrics = self._update(mini_batch, fixed_logprobs[index], pixels, grpo_metrics)
-                self._handle_skipped(step_metrics, mini_batch.trajectories, "grpo", weight_version)
+        with self._stoppable(should_stop):
+            fixed_logprobs = [self._fixed_logprobs(batch, pixels, single_update) for batch in mini_batches]
+            if len(mini_batches) * self.config.epochs > 1:
+                self._snapshot.take()
+            for epoch in range(self.config.epochs):
+                rng = np.random.default_rng([self.config.seed, self.engine.steps, epoch])
+                for index in rng.permutation(len(mini_batches)):
+                    mini_batch = mini_batches[index]
+                    step_metrics = self._update(mini_batch, fixed_logprobs[index], pixels, grpo_metrics)
+                    self._handle_skipped(step_metrics, mini_batch.trajectories, "grpo", weight_version)
         examples = [example for mini_batch in mini_batches for example in mini_batch.examples]
         metrics |= grpo_metrics.compute(self.rank_info)
         if self.config.loss.entropy_target is not None:
             metrics["entropy_coef"] = self._entropy.apply(self.config.loss).entropy_coef
             self._entropy.update(metrics["entropy"], self.config.loss)
         return metrics | self._throughput(examples, started)
+
+    @contextmanager
+    def _stoppable(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Before a micro-batch of the block, if a rank should stop: undo the updates and raise `StepStopped`."""
+        rng_state, steps_before = checkpoint.get_rng_state(), self.engine.steps
+
+        def check() -> None:
+            if not all_reduce_max(float(should_stop()), self.rank_info):
+                return
+            if self.engine.steps != steps_before:
+                self._snapshot.restore()
+            checkpoint.set_rng_state(rng_state)
+            raise StepStopped("the step was dropped because a stop was requested")
+
+        with self.micro_batches.checked_by(check):
+            yield
 
     @torch.no_grad()
     def compute_logprobs(self, trajectories: Sequence[Trajectory], pixels: Pixels) -> list[NDArray[np.float32]]:
@@ -208,13 +244,19 @@ class Trainer:
         return ProbeScore(len(probe.expanded_ids), tuple(self.engine(batch)[0][0].tolist()))
 
     def weight_source(self) -> ZeroWeightSource:
-        """Return the weights under their HF names, for publishing."""
+        """Return all weights under their HF names, with adapters merged."""
         return ZeroWeightSource(self.policy.hf, self._offloader)
+
+    def published_source(self) -> WeightSource:
+        """Return what engines receive: the adapters or all weights, see `LoraConfig.publish`."""
+        if self.config.lora.publishes_adapters:
+            return AdapterSource(self.policy.hf, self._offloader)
+        return self.weight_source()
 
     def offload_states(self, *, keep_weights: bool = False) -> int:
         """Move the states to host memory and return the number of bytes; see `StateOffloader.offload`.
 
-        Until `load_states`, only `weight_source`, `save_checkpoint` and `offload_states` may be called.
+        Until `load_states`, only the sources of weights, `save_checkpoint` and `offload_states` may be called.
         """
         return self._offloader.offload(keep_weights=keep_weights)
 
@@ -266,6 +308,7 @@ class Trainer:
                     advantages=[values for group in part for values in group_advantages(group, loss)],
                     loss_weights=[weight * turns for weight, turns in zip(weights, unmasked, strict=True)],
                     micro_batches=self.micro_batches.plan(examples),
+                    teacher_logprobs=teacher_logprobs(trajectories, examples) if loss.teacher_coef else None,
                 )
             )
         return mini_batches
@@ -324,6 +367,7 @@ class Trainer:
             # External turns have no engine log-probs; the learner's replace them.
             no_engine = batch.engine_logprobs.isnan()
             old_logprobs = torch.where(no_engine, learner_old, batch.engine_logprobs)
+        teacher = mini_batch.teacher_logprobs
         inputs = LossInputs(
             advantages=self._per_token(batch, mini_batch.examples, mini_batch.advantages),
             weights=self._per_token(batch, mini_batch.examples, mini_batch.loss_weights),
@@ -331,6 +375,7 @@ class Trainer:
             old_logprobs=old_logprobs,
             engine_logprobs=batch.engine_logprobs,
             ref_logprobs=None if reference is None else reference.to(device),
+            teacher_logprobs=None if teacher is None else self._pad(batch, dict(enumerate(teacher))),
         )
         loss, sums = grpo_loss(logprobs, entropy, inputs, self._entropy.apply(self.config.loss))
         self.engine.backward(loss)
@@ -379,9 +424,14 @@ class Trainer:
         self, batch: MicroBatch, examples: Sequence[Example], values: Sequence[NDArray[np.float64]]
     ) -> Tensor:
         """Return the values of the micro-batch's turns per token, `[B, S]`; `[B, 1]` if each example has one value."""
+        if any(len(values[index]) > 1 for index in batch.indices):
+            rows = {index: np.repeat(values[index], examples[index].turn_lengths) for index in batch.indices}
+            return self._pad(batch, rows)
+        return self._pad(batch, dict(enumerate(values)))
+
+    def _pad(self, batch: MicroBatch, values: Mapping[int, NDArray[np.float64]]) -> Tensor:
+        """Return the rows of the micro-batch's examples, padded with 0; `[1, 1]` if it is empty."""
         rows = [values[index] for index in batch.indices] or [np.zeros(1)]
-        if any(len(row) > 1 for row in rows):
-            rows = [np.repeat(values[index], examples[index].turn_lengths) for index in batch.indices]
         padded = np.zeros((len(rows), max(map(len, rows))))
         for target, row in zip(padded, rows, strict=True):
             target[: len(row)] = row

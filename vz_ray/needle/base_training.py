@@ -32,7 +32,7 @@ from vz_ray.needle.curriculum import (
 from vz_ray.needle.needle_video import NUM_SHOTS
 from vz_ray.needle.oracle import format_zoom_turn
 from vz_ray.needle.tiny_families import find_tiny_family
-from vz_ray.needle.tiny_model import build_tiny_model
+from vz_ray.needle.tiny_model import build_tiny_model, save_hf_model
 from vz_ray.utils.atomic_files import write_atomic
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.resources import find_resource
@@ -221,7 +221,7 @@ def train_base_model(
             metrics.clear()
         if step % SAVE_INTERVAL_STEPS == SAVE_INTERVAL_STEPS - 1:
             _save(policy, optimizers, step + 1, directory)
-    policy.hf.save_pretrained(directory)
+    save_hf_model(policy.hf, directory)
     (directory / TRAINING_STATE_FILE).unlink(missing_ok=True)
 
 
@@ -272,7 +272,7 @@ def _save(policy: PolicyModel, optimizers: list[Optimizer], step: int, directory
     states = [optimizer.state_dict() for optimizer in optimizers]
     torch.save({"step": step, "policy": policy.state_dict(), "optimizers": states}, content)
     write_atomic(directory / TRAINING_STATE_FILE, content.getvalue())
-    policy.hf.save_pretrained(directory)
+    save_hf_model(policy.hf, directory)
 
 
 def _resume(policy: PolicyModel, optimizers: list[Optimizer], state: Path) -> int:

@@ -287,7 +287,7 @@ class TinyQwen3VL(TinyFamily):
             level.weight.mul_(init.DEEPSTACK_SCALE)
         init.initialize_embeddings(model, self.norm_offset)
         for layer in model.model.language_model.layers:
-            layer.mlp.down_proj.weight.mul_(0.1)
+            self._mlp_outputs(layer).mul_(0.1)
             self._initialize_token_mixer(layer)
         init.reserve_constant_channel(model, projection, self.norm_offset)
         first = attention_layers(model)[0]
@@ -303,6 +303,10 @@ class TinyQwen3VL(TinyFamily):
             norm.weight.fill_(init.EARLIER_SCALE - self.norm_offset)
         first.o_proj.weight[:, : first.head_dim] *= 2
 
+    def _mlp_outputs(self, layer: Any) -> Any:
+        """Return the weights that compute a layer's MLP outputs."""
+        return layer.mlp.down_proj.weight
+
     def _initialize_token_mixer(self, layer: Any) -> None:
         from vz_ray.needle import lookup_init as init
 
@@ -310,6 +314,27 @@ class TinyQwen3VL(TinyFamily):
         init.initialize_attention(attention, self.query_rows(attention), 1.0, self.output_scale)
         for norm in (attention.q_norm, attention.k_norm):
             norm.weight.fill_(init.MATCH_SCALE - self.norm_offset)
+
+
+class TinyQwen3VLMoe(TinyQwen3VL):
+    """Every layer but the second has eight experts, of which a token takes two."""
+
+    name = "qwen3_vl_moe"
+    title = "Qwen3-VL-MoE"
+    hf_prefix = "Qwen3VLMoe"
+    starts_from_base = False
+
+    def _mlp_outputs(self, layer: Any) -> Any:
+        return layer.mlp.experts.down_proj if hasattr(layer.mlp, "experts") else super()._mlp_outputs(layer)
+
+    def _text_fields(self, config: TinyModelConfig) -> dict[str, Any]:
+        return super()._text_fields(config) | {
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 3 * config.hidden_size // 4,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        }
 
 
 class TinyQwen3_5(TinyQwen3VL):
@@ -367,7 +392,7 @@ def attention_layers(model: Any) -> list[Any]:
 
 
 TINY_FAMILIES: dict[str, TinyFamily] = {
-    family.name: family for family in (TinyQwen2_5VL(), TinyQwen3VL(), TinyQwen3_5())
+    family.name: family for family in (TinyQwen2_5VL(), TinyQwen3VL(), TinyQwen3VLMoe(), TinyQwen3_5())
 }
 
 

@@ -108,9 +108,24 @@ def build_tiny_model(
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     directory = Path(directory)
-    model.save_pretrained(directory)
+    save_hf_model(model, directory)
     tiny.processor(tokenizer).save_pretrained(directory)
     return directory
+
+
+def save_hf_model(model: Any, directory: Path | str) -> None:
+    """Write weights and config of a whole HF model, in the layout of released checkpoints that vLLM loads.
+
+    transformers' own format keeps the experts of Qwen3-VL as they are in memory.
+    """
+    from vz_ray.weight_sync.weight_source import StoredLayout
+
+    layout, weights = StoredLayout(model), model.state_dict()
+    if not any(map(layout.is_transposed, weights)):
+        model.save_pretrained(directory)
+        return
+    stored = {name: layout.tensor(name, tensor) for name, tensor in weights.items()}
+    model.save_pretrained(directory, state_dict=stored, save_original_format=False)
 
 
 def _check_vocabulary(checkpoint: Path, tokenizer: Any) -> None:

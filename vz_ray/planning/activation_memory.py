@@ -2,13 +2,15 @@
 
 Counted operation by operation for HF's models with the learner's settings: attention that saves its
 output and one float32 per row and head (`vz_ray.learner.attention`, `vz_ray.learner.vision_tower`), norms
-that compute in float32 and save that copy, an MLP that saves four intermediates (two without a gate), and
-log-probs by `vz_ray.learner.logprobs`. `dtype_bytes` is the size of a number: 2 in bfloat16, 4 in float32.
+that compute in float32 and save that copy, an MLP that saves four intermediates (two without a gate), experts
+by grouped matrix products, and log-probs by `vz_ray.learner.logprobs`. `dtype_bytes` is the size of a
+number: 2 in bfloat16, 4 in float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from vz_ray.families import ModelShape, TextShape, VisionShape
 from vz_ray.planning import linear_attention_memory
@@ -58,16 +60,32 @@ FUSED_ATTENTION = AttentionMemory()
 
 
 def text_layer_bytes(
-    text: TextShape, dtype_bytes: int, attention: AttentionMemory = FUSED_ATTENTION, *, linear: bool = False
+    text: TextShape,
+    dtype_bytes: int,
+    attention: AttentionMemory = FUSED_ATTENTION,
+    *,
+    linear: bool = False,
+    experts: bool = False,
 ) -> int:
-    """Return the saved bytes per token of one decoder layer, with full or `linear` attention."""
+    """Return the saved bytes per token of one decoder layer, with full or `linear` attention, an MLP or `experts`."""
     if linear and text.linear:
         mixer = linear_attention_memory.saved_bytes(
             text.linear, dtype_bytes, kernel=attention.fused, padding=attention.chunk_padding
         )
     else:
         mixer = attention.saved_bytes(text, dtype_bytes)
-    return 2 * _text_norm(text, dtype_bytes) + mixer + 4 * dtype_bytes * text.intermediate
+    return 2 * _text_norm(text, dtype_bytes) + mixer + _mlp_bytes(text, dtype_bytes, experts=experts)
+
+
+def _mlp_bytes(text: TextShape, dtype_bytes: int, *, experts: bool) -> int:
+    """Return the saved bytes per token of an MLP or of its experts.
+
+    Experts also save the input and the output of each expert of a token, and the router's float32 probabilities.
+    """
+    if not (experts and text.experts):
+        return 4 * dtype_bytes * text.intermediate
+    elements = 4 * text.experts.token_intermediate + 2 * text.experts.per_token * text.hidden
+    return dtype_bytes * elements + FP32_BYTES * text.experts.count
 
 
 def vision_block_bytes(vision: VisionShape, dtype_bytes: int) -> int:
@@ -117,6 +135,8 @@ def text_saved_bytes(
         layers = text.attention_layers * text_layer_bytes(text, dtype_bytes, attention)
         if text.linear:
             layers += text.linear_layers * text_layer_bytes(text, dtype_bytes, attention, linear=True)
+        experts, mlp = (_mlp_bytes(text, dtype_bytes, experts=kind) for kind in (True, False))
+        layers += text.expert_layers * (experts - mlp)
     rotary = 2 * dtype_bytes * int(text.rotary_share * text.head_dim)
     return tokens * (layers + rotary + (FP32_BYTES + _normalized_bytes(text, dtype_bytes)) * text.hidden)
 
@@ -159,17 +179,27 @@ def layer_workspace_bytes(
 ) -> int:
     """Return the workspace of one layer's backward pass: the maximum over decoder layers and vision blocks.
 
-    It holds gradients of the MLP's intermediates (one per matrix) and two layer inputs, and with `checkpointing`
-    the recomputed activations. `patches` is 0 if the vision tower is frozen.
+    It holds gradients of the MLP's intermediates (one per matrix) and two layer inputs, for experts of each expert
+    of a token, and with `checkpointing` the recomputed activations. `patches` is 0 if the vision tower is frozen.
     """
     text, vision = shape.text, shape.vision
-    decoder = dtype_bytes * (3 * text.intermediate + 2 * text.hidden)
+    decoder = 0
+    for linear, experts in product((False, True) if text.linear else (False,), text.mlp_kinds):
+        layer = dtype_bytes * _mlp_gradients(text, experts=experts)
+        if checkpointing:
+            layer += text_layer_bytes(text, dtype_bytes, attention, linear=linear, experts=experts)
+        decoder = max(decoder, layer)
     block = dtype_bytes * (vision.mlp_matrices * vision.intermediate + 2 * vision.hidden)
     if checkpointing:
-        kinds = (False, True) if text.linear else (False,)
-        decoder += max(text_layer_bytes(text, dtype_bytes, attention, linear=linear) for linear in kinds)
         block += vision_block_bytes(vision, dtype_bytes)
     return max(tokens * decoder, patches * block)
+
+
+def _mlp_gradients(text: TextShape, *, experts: bool) -> int:
+    """Return the elements per token of the gradients within an MLP or its experts."""
+    if experts and text.experts:
+        return 3 * text.experts.token_intermediate + 2 * text.experts.per_token * text.hidden
+    return 3 * text.intermediate + 2 * text.hidden
 
 
 def slice_pass_bytes(shape: ModelShape, dtype_bytes: int, patches: int, *, checkpointing: bool) -> int:

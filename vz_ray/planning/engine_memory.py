@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vz_ray.config.rollout import EngineConfig
-from vz_ray.families import ModelShape
+from vz_ray.families import ModelShape, TextShape
 from vz_ray.planning.activation_memory import block_mlp_bytes
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem
 from vz_ray.planning.kv_cache import KvCacheLayout
+from vz_ray.planning.published_weights import adapter_slot_elements
 
 MAX_NUM_BATCHED_TOKENS = 2048
 """vLLM's default `max_num_batched_tokens` for embedded engines: prefill tokens per step."""
@@ -48,6 +49,11 @@ class EngineMemory:
     encoder_cache_images: int
     mm_cache_frames: int
     host_bytes: int
+
+    @property
+    def bytes_over(self) -> int:
+        """Bytes that a GPU lacks for the engine to start; negative if memory is left."""
+        return max(self.footprint.bytes_over, (self.min_kv_tokens - self.kv_tokens) * self.kv_bytes_per_token)
 
     @property
     def can_start(self) -> bool:
@@ -113,7 +119,8 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
     shards = engine.tensor_parallel_size
     text, vision = shape.text, shape.vision
     visual_tokens = max_image_pixels // vision.token_side**2
-    prefill = dtype_bytes * MAX_NUM_BATCHED_TOKENS * (3 * text.intermediate // shards + 4 * text.hidden)
+    elements = max(_mlp_workspace(text, shards, experts=kind) for kind in text.mlp_kinds)
+    prefill = dtype_bytes * MAX_NUM_BATCHED_TOKENS * (elements + 4 * text.hidden)
     # vLLM's rotary embedding has no float32 copies: the MLP is the maximum.
     encoder = visual_tokens * vision.merge_size**2 * block_mlp_bytes(vision, dtype_bytes) // shards
     sampling = 3 * 4 * engine.max_num_seqs * text.vocab_size
@@ -125,12 +132,20 @@ def _fixed_items(shape: ModelShape, engine: EngineConfig, dtype_bytes: int, max_
             -(-dtype_bytes * shape.parameters // shards),
             Certainty.EXACT if shards == 1 else Certainty.ESTIMATE,
         ),
+        MemoryItem("adapter", -(-dtype_bytes * adapter_slot_elements(shape, engine) // shards), Certainty.ESTIMATE),
         MemoryItem("encoder cache", features),
         MemoryItem("deepstack buffers", deepstack),
         MemoryItem("prefill and sampling workspace", max(prefill, encoder) + sampling, Certainty.ESTIMATE),
         MemoryItem("CUDA context", CUDA_CONTEXT_BYTES, Certainty.ASSUMED),
         MemoryItem(CUDA_GRAPHS, 0 if engine.enforce_eager else CUDA_GRAPH_BYTES, Certainty.ASSUMED),
     ]
+
+
+def _mlp_workspace(text: TextShape, shards: int, *, experts: bool) -> int:
+    """Return the elements per token of an MLP's intermediates, or of the intermediates and outputs of its experts."""
+    if experts and text.experts:
+        return 3 * text.experts.token_intermediate // shards + text.experts.per_token * text.hidden
+    return 3 * text.intermediate // shards
 
 
 def _encoder_tokens(shape: ModelShape, max_image_pixels: int) -> int:

@@ -27,6 +27,8 @@ class EngineSpeed:
 
     Attributes:
         params: Parameters of the language model.
+        expert_params: Those of its experts.
+        expert_share: Fraction of the experts that compute a token. Tokens are assumed to choose independently.
         vision_params: Parameters of the vision tower.
         kv_bytes: KV cache bytes per token.
         state_bytes: Bytes per sequence of the states of linear attention, which each token reads and writes.
@@ -38,6 +40,8 @@ class EngineSpeed:
     """
 
     params: float = 7.6e9
+    expert_params: float = 0.0
+    expert_share: float = 1.0
     vision_params: float = 0.68e9
     kv_bytes: float = 57_344
     state_bytes: float = 0.0
@@ -53,6 +57,8 @@ class EngineSpeed:
         text = shape.text
         return cls(
             params=text.parameters,
+            expert_params=text.expert_weights,
+            expert_share=text.experts.share if text.experts else 1.0,
             vision_params=shape.vision.parameters,
             kv_bytes=2 * 2 * text.attention_layers * text.kv_dim,
             state_bytes=text.linear.layers * layer_state_bytes(text.linear, 2) if text.linear else 0.0,
@@ -65,16 +71,20 @@ class EngineSpeed:
 
     def step_s(self, batch: int, context: float) -> float:
         """Return the time of one sampled token for each of `batch` sequences of `context` tokens."""
-        moved_bytes = 2 * self.params + batch * (context * self.kv_bytes + 2 * self.state_bytes)
+        moved_bytes = 2 * self._used_params(batch) + batch * (context * self.kv_bytes + 2 * self.state_bytes)
         return max(
             moved_bytes / (self.bandwidth * self.decode_share),
-            2 * self.params * batch / (self.flops * self.prefill_mfu),
+            2 * self._used_params(1) * batch / (self.flops * self.prefill_mfu),
         )
+
+    def _used_params(self, tokens: int) -> float:
+        """Return the parameters of the language model that compute at least one of `tokens`."""
+        return self.params - self.expert_params * (1 - self.expert_share) ** tokens
 
     def prefill_s(self, tokens: float, frames: float, tokens_per_frame: float) -> float:
         """Return the prefill time of new tokens and their frames."""
         patches = self.patches_per_token * tokens_per_frame * frames
-        return 2 * (self.params * tokens + self.vision_params * patches) / (self.flops * self.prefill_mfu)
+        return 2 * (self._used_params(1) * tokens + self.vision_params * patches) / (self.flops * self.prefill_mfu)
 
 
 @dataclass(frozen=True, slots=True)

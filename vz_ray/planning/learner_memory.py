@@ -212,6 +212,12 @@ def _gradients(learner: LearnerConfig, params: TrainableParams) -> list[MemoryIt
     ]
 
 
+def snapshot_bytes(params: TrainableParams, learner: LearnerConfig) -> int:
+    """Return the host memory of a rank's copy of the state before a step of several updates (`StepSnapshot`)."""
+    ranks = learner.world_size if learner.zero_stage else 1
+    return 3 * FP32_BYTES * _ceil_div(params.trainable, ranks)
+
+
 def learner_host_bytes(shape: ModelShape, learner: LearnerConfig, *, has_reference: bool) -> int:
     """Return the maximum host memory of one rank: models while loading, or offloaded states.
 

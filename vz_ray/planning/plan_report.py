@@ -16,9 +16,10 @@ from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryPhase
 from vz_ray.planning.learner_flops import LearnerWork
 from vz_ray.planning.planner import PlannableConfig, ResourcePlan, make_plan
-from vz_ray.planning.step_report import render_figures, render_steps, render_timeouts, steps_to_json
+from vz_ray.planning.step_report import render_figures, render_steps, render_stop, render_timeouts, steps_to_json
 from vz_ray.planning.step_time import StepPlan, plan_steps
-from vz_ray.planning.timeouts import PlannedTimeout, plan_timeouts
+from vz_ray.planning.teacher import TeacherPlan
+from vz_ray.planning.timeouts import PlannedTimeout, plan_stop, plan_timeouts
 from vz_ray.utils.durations import format_duration
 
 _BAR_WIDTH = 30
@@ -40,6 +41,7 @@ class PlanReport:
         advice: Changes for components that do not fit.
         steps: Step times; None for SFT.
         timeouts: Timeouts of the run.
+        stop: Seconds that a stop takes at most, and how they are computed.
         warnings: One line each.
     """
 
@@ -48,6 +50,7 @@ class PlanReport:
     advice: Sequence[MemoryAdvice]
     steps: StepPlan | None
     timeouts: Sequence[PlannedTimeout]
+    stop: tuple[float, str]
     warnings: Sequence[str]
 
 
@@ -64,6 +67,7 @@ def make_report(config: PlannableConfig, assumptions: Assumptions, warnings: Seq
         advise(config, plan, assumptions),
         plan_steps(config, plan, assumptions) if isinstance(config, GrpoRunConfig) else None,
         plan_timeouts(config, assumptions, plan.shape),
+        plan_stop(config, assumptions, plan.shape),
         warnings,
     )
 
@@ -80,7 +84,10 @@ def render_plan(report: PlanReport) -> RenderableType:
     parts += _work(plan, assumptions)
     if report.steps is not None:
         parts += render_steps(report.steps)
-    parts += [*render_timeouts(report.timeouts), *render_figures(assumptions, rollout=plan.engine is not None), ""]
+    if plan.teacher is not None:
+        parts.append(_teacher(plan.teacher))
+    parts += [*render_timeouts(report.timeouts), render_stop(report.stop)]
+    parts += [*render_figures(assumptions, rollout=plan.engine is not None), ""]
     parts += [Text(f"Warning: {warning}", style="yellow") for warning in report.warnings]
     parts += [Text(f"Note: {note}.") for note in plan.notes]
     parts += _results(plan)
@@ -110,9 +117,11 @@ def plan_to_json(report: PlanReport) -> dict[str, Any]:
         "engine_can_start": plan.engine.can_start if plan.engine else None,
         "learner_bytes_over": plan.learner_bytes_over,
         "engine_bytes_over": plan.engine_bytes_over if plan.engine else None,
+        "teacher_bytes_over": plan.teacher.bytes_over if plan.teacher else None,
         "fits": plan.fits,
         "steps": steps_to_json(report.steps),
         "timeouts": [asdict(timeout) for timeout in report.timeouts],
+        "stop": {"seconds": report.stop[0], "reason": report.stop[1]},
         "assumptions": asdict(report.assumptions),
         "warnings": list(report.warnings),
         "advice": [asdict(component_advice) for component_advice in report.advice],
@@ -243,6 +252,15 @@ _WORK_ROWS: list[tuple[str, Callable[[LearnerWork], str]]] = [
 ]
 
 
+def _teacher(teacher: TeacherPlan) -> Text:
+    gpus = "GPU" if teacher.num_gpus == 1 else "GPUs"
+    return Text(
+        f"Teacher: {teacher.num_gpus} more {gpus}. It scores a step in {format_duration(teacher.step_s)} while "
+        f"episodes are sampled; the last group takes {format_duration(teacher.group_s)} more. "
+        "The rollout above includes both."
+    )
+
+
 def _results(plan: ResourcePlan) -> list[Text]:
     lines = []
     for footprint in plan.footprints:
@@ -251,11 +269,12 @@ def _results(plan: ResourcePlan) -> list[Text]:
             lines.append(Text(f"{component}: fits, {format_gib(-over)} GiB free", style="green"))
         else:
             lines.append(Text(f"{component}: does not fit, {format_gib(over)} GiB over", style="bold red"))
-    engine = plan.engine
-    if engine is not None and engine.footprint.fits and not engine.can_start:
-        reason = f"the KV cache holds {engine.kv_tokens:,} of {engine.min_kv_tokens:,} tokens"
-        text = f"engine: does not start, {reason}; {format_gib(plan.engine_bytes_over)} GiB missing"
-        lines.append(Text(text, style="bold red"))
+    engines = {"engine": plan.engine, "teacher": None if plan.teacher is None else plan.teacher.memory}
+    for component, engine in engines.items():
+        if engine is not None and engine.footprint.fits and not engine.can_start:
+            reason = f"the KV cache holds {engine.kv_tokens:,} of {engine.min_kv_tokens:,} tokens"
+            text = f"{component}: does not start, {reason}; {format_gib(engine.bytes_over)} GiB missing"
+            lines.append(Text(text, style="bold red"))
     return lines
 
 

@@ -21,11 +21,14 @@ from vz_ray.planning.learner_memory import (
     WorstCaseBatch,
     learner_footprint,
     learner_host_bytes,
+    snapshot_bytes,
     weight_dtype_bytes,
     worst_case_batch,
 )
 from vz_ray.planning.model_flops import BACKWARD_FACTOR, FROZEN_BACKWARD_FACTOR
+from vz_ray.planning.published_weights import check_published_adapters
 from vz_ray.planning.sequence_parallel import check_sequence_parallel
+from vz_ray.planning.teacher import TeacherPlan, plan_teacher
 from vz_ray.planning.trainable_params import TrainableParams, count_trainable_params
 from vz_ray.utils.errors import UserError
 
@@ -57,6 +60,7 @@ class ResourcePlan:
         packed_work: The same with shared prefixes; None if a group has one sample.
         branches_per_sequence: Branches of each packed sequence of a group.
         notes: Further remarks.
+        teacher: Memory and time of the teacher; None without one.
     """
 
     command: str
@@ -79,19 +83,22 @@ class ResourcePlan:
     packed_work: learner_flops.LearnerWork | None
     branches_per_sequence: tuple[int, ...]
     notes: tuple[str, ...]
+    teacher: TeacherPlan | None
 
     @property
     def footprints(self) -> list[MemoryFootprint]:
         """Memory of each kind of GPU, or of the same GPU in each turn."""
-        if self.shared_gpu is not None:
-            return [self.shared_gpu]
         footprints = [self.learner, self.handover, self.engine.footprint if self.engine is not None else None]
+        if self.shared_gpu is not None:
+            footprints = [self.shared_gpu]
+        footprints.append(self.teacher.footprint if self.teacher is not None else None)
         return [footprint for footprint in footprints if footprint is not None]
 
     @property
     def fits(self) -> bool:
         """Whether every GPU has enough memory."""
-        return self.learner_bytes_over <= 0 and self.engine_bytes_over <= 0
+        teacher_fits = self.teacher is None or self.teacher.bytes_over <= 0
+        return self.learner_bytes_over <= 0 and self.engine_bytes_over <= 0 and teacher_fits
 
     @property
     def learner_bytes_over(self) -> int:
@@ -104,8 +111,7 @@ class ResourcePlan:
         """Bytes that an engine's GPU lacks to start; negative if memory is left."""
         if self.engine is None:
             return -self.learner.capacity_bytes
-        kv_bytes_over = (self.engine.min_kv_tokens - self.engine.kv_tokens) * self.engine.kv_bytes_per_token
-        return max(self.engine.footprint.bytes_over, kv_bytes_over)
+        return self.engine.bytes_over
 
 
 def load_plannable_config(path: Path | str, overrides: list[str]) -> PlannableConfig:
@@ -139,6 +145,7 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
         raise UserError(str(error)) from error
     learner_config = replace(config.learner, model=config.model)
     check_sequence_parallel(shape, learner_config.sequence_parallel_size)
+    check_published_adapters(shape, learner_config.lora)
     params = count_trainable_params(shape, learner_config)
     uses_reference = learner_config.loss.kl_coef > 0
     has_reference = uses_reference and learner_config.needs_separate_reference
@@ -147,12 +154,15 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
     learner = learner_footprint(shape, learner_config, worst_case, assumptions.gpu_bytes, has_reference=has_reference)
     engine = _engine(config, shape, longest, assumptions.gpu_bytes)
     host_bytes = learner_host_bytes(shape, learner_config, has_reference=has_reference)
+    if isinstance(config, GrpoRunConfig) and updates_per_step(config) * learner_config.epochs > 1:
+        host_bytes += snapshot_bytes(params, learner_config)
     handover = None
     if engine is not None and isinstance(config, GrpoRunConfig) and config.train.colocate:
         host_bytes += state_bytes(learner)
-        if config.train.sleep_level == 1:
+        if config.sleep_level == 1:
             host_bytes += 2 * shape.parameters
-        largest_tensor = shape.text.vocab_size * shape.text.hidden
+        all_weights = not learner_config.lora.publishes_adapters
+        largest_tensor = shape.text.vocab_size * shape.text.hidden if all_weights else params.largest_tensor
         learner, engine, handover = take_turns(learner, engine, weight_dtype_bytes(learner_config) * largest_tensor)
     passes = _passes(config, batch_size, uses_reference, params, worst_case)
     rate = learner_flops.ComputeRate(learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu)
@@ -179,6 +189,9 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
         packed_work=packed if group_size > 1 else None,
         branches_per_sequence=tuple(learner_flops.split_group(typical, group_size, max_tokens)),
         notes=tuple(_notes(config, longest, engine)),
+        teacher=plan_teacher(config, shape, longest, typical, assumptions)
+        if isinstance(config, GrpoRunConfig)
+        else None,
     )
 
 

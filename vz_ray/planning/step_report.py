@@ -43,6 +43,11 @@ def _recommendation(steps: StepPlan) -> str:
     )
 
 
+def render_stop(stop: tuple[float, str]) -> Text:
+    """Return the line with the time of a stop; see `plan_stop`."""
+    return Text(f"A stop takes at most {stop[0]:,.0f} s: {stop[1]}. Give jobs this time: vz-ray submit --grace-s.")
+
+
 def render_timeouts(timeouts: Sequence[PlannedTimeout]) -> list[RenderableType]:
     """Return the table of timeouts and their reasons."""
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -20,6 +20,7 @@ from vz_ray.planning.config_changes import format_setting, with_values
 from vz_ray.planning.engine_speed import EngineSpeed, RolloutWork
 from vz_ray.planning.learner_time import GPUS_PER_NODE, LearnerTime, learner_time
 from vz_ray.planning.planner import ResourcePlan, make_plan
+from vz_ray.planning.published_weights import published_bytes
 from vz_ray.utils.errors import UserError
 
 PUBLISH_OVERHEAD_S = 3.0
@@ -39,10 +40,10 @@ class StepTime:
         engines: Number of engines.
         ranks: Number of learner ranks.
         max_staleness: Maximum age of a token in updates.
-        rollout_s: Rollout of a batch.
+        rollout_s: Rollout of a batch, and its scores by the teacher, if there is one.
         learner: Learner step on the batch.
         publish_s: Weight publish.
-        switch_s: Moving learner states and waking engines; 0 unless colocated.
+        switch_s: Moving learner states, and engine weights with sleep level 1; waking engines. 0 unless colocated.
         bytes_over: Bytes that a GPU lacks; at most 0 if everything fits.
         settings: Overrides of the config.
     """
@@ -124,13 +125,16 @@ def step_time(config: GrpoRunConfig, plan: ResourcePlan, assumptions: Assumption
         decoder_cpus=config.clips.actor_limit * max(config.clips.cpus_per_actor, 1.0),
     )
     speed = EngineSpeed.of_gpus(plan.shape, assumptions, rollout.engine.tensor_parallel_size)
-    moved = state_bytes(plan.learner) if colocated else 0
+    moved = state_bytes(plan.learner) + (2 * plan.shape.parameters if config.sleep_level == 1 else 0)
+    rollout_s = work.seconds(speed, rollout.worker_limit)
+    if plan.teacher is not None:  # it scores groups as they finish
+        rollout_s = max(rollout_s, plan.teacher.step_s) + plan.teacher.group_s
     return StepTime(
         mode="colocated" if colocated else "overlapping" if config.train.max_staleness else "in turns",
         engines=rollout.worker_limit,
         ranks=config.learner.world_size,
         max_staleness=config.train.max_staleness,
-        rollout_s=work.seconds(speed, rollout.worker_limit),
+        rollout_s=rollout_s,
         learner=learner_time(config, plan, plan.typical, assumptions),
         publish_s=_publish_s(config, plan, assumptions),
         switch_s=SWITCH_OVERHEAD_S + 2 * moved / (assumptions.host_gbps * 1e9) if colocated else 0.0,
@@ -139,7 +143,7 @@ def step_time(config: GrpoRunConfig, plan: ResourcePlan, assumptions: Assumption
 
 
 def _publish_s(config: GrpoRunConfig, plan: ResourcePlan, assumptions: Assumptions) -> float:
-    nbytes = 2 * plan.shape.parameters
+    nbytes = published_bytes(plan.shape, config.learner)
     if config.weights.transport == "shm":
         return PUBLISH_OVERHEAD_S + 2 * nbytes / (assumptions.shm_gbps * 1e9)
     link = assumptions.node_gbps if count_gpus(config) <= GPUS_PER_NODE else assumptions.network_gbps

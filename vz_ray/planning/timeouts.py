@@ -21,6 +21,7 @@ from vz_ray.planning.engine_speed import EngineSpeed
 from vz_ray.planning.episode_budget import longest_episode
 from vz_ray.planning.learner_time import learner_time
 from vz_ray.planning.planner import make_plan
+from vz_ray.planning.published_weights import published_bytes
 from vz_ray.utils.errors import UserError
 
 SAFETY_FACTOR = 2.0
@@ -71,14 +72,19 @@ def plan_timeouts(
     timeouts: list[PlannedTimeout] = []
     if isinstance(config, RolloutRunConfig):
         engine = _engine_memory(config, assumptions, shape)
-        turn = _choose(config, "turn_s", _turn(config, engine, assumptions, shape))
+        engine_start, turn_time = _engine_start(assumptions, shape), _turn(config, engine, assumptions, shape)
+        if isinstance(config, GrpoRunConfig) and config.teacher.enabled:
+            teacher = load_model_shape(config.teacher.model)
+            engine_start = max(engine_start, _engine_start(assumptions, teacher))
+            turn_time = max(turn_time, _score(config, assumptions, teacher))
+        turn = _choose(config, "turn_s", turn_time)
         timeouts += [
-            _choose(config, "engine_start_s", _engine_start(assumptions, shape)),
+            _choose(config, "engine_start_s", engine_start),
             turn,
             _choose(config, "episode_s", _episode(config, turn.seconds)),
         ]
     if isinstance(config, GrpoRunConfig):
-        publish = _publish(config.rollout.worker_limit, assumptions, shape)
+        publish = _publish(config, assumptions, shape)
         timeouts.append(_choose(config, "publish_s", publish))
     if isinstance(config, GrpoRunConfig | SftRunConfig):
         timeouts.append(_choose(config, "learner_call_s", _learner_call(config, assumptions, shape)))
@@ -172,6 +178,15 @@ def _turn(config: RolloutRunConfig, engine: EngineMemory, assumptions: Assumptio
     return _with_margin(waves * turn_tokens * token_s + concurrent * prefill_s, reason)
 
 
+def _score(config: GrpoRunConfig, assumptions: Assumptions, shape: ModelShape) -> Derived:
+    """Every concurrent episode of a teacher worker is of maximum length."""
+    teacher, episode = config.teacher, longest_episode(config.episode, shape.vision)
+    speed = EngineSpeed.of_gpus(shape, assumptions, teacher.engine.tensor_parallel_size)
+    prefill_s = speed.prefill_s(episode.tokens, episode.frames, episode.frame.tokens)
+    count = teacher.max_concurrent_episodes
+    return _with_margin(count * prefill_s, f"the teacher's scores of {count} episodes, {prefill_s:.1f} s each")
+
+
 def _episode(config: RolloutRunConfig, turn_s: float) -> Derived:
     """Timeouts of turns and clips have their own safety factor."""
     rounds, decode_s = config.episode.max_rounds, config.timeouts.decode_s
@@ -184,9 +199,9 @@ def _engine_start(assumptions: Assumptions, shape: ModelShape) -> Derived:
     return _with_margin(nbytes / (rate * 1e9) + ENGINE_START_S, reason)
 
 
-def _publish(workers: int, assumptions: Assumptions, shape: ModelShape) -> Derived:
+def _publish(config: GrpoRunConfig, assumptions: Assumptions, shape: ModelShape) -> Derived:
     """The slower of writing to shared memory, and of all workers pulling from one node."""
-    nbytes = 2 * shape.parameters
+    workers, nbytes = config.rollout.worker_limit, published_bytes(shape, config.learner)
     write_s = nbytes / (assumptions.shm_gbps * 1e9)
     pull_s = workers * nbytes / (assumptions.network_gbps * 1e9)
     reason = f"{nbytes / 1e9:.1f} GB to shared memory at {assumptions.shm_gbps:g} GB/s"

@@ -46,10 +46,13 @@ def count_trainable_params(shape: ModelShape, learner: LearnerConfig) -> Trainab
     """
     if learner.lora.rank:
         return _count_adapter_params(shape, learner.lora)
-    embedding = shape.text.vocab_size * shape.text.hidden
+    text = shape.text
+    largest = text.vocab_size * text.hidden
+    if text.experts:  # gate and up projections of all experts of a layer are one tensor
+        largest = max(largest, text.experts.weights(text.hidden) * 2 // 3)
     if learner.freeze_vision:
-        return TrainableParams(shape.text.parameters, 0, shape.vision.parameters, embedding)
-    return TrainableParams(shape.text.parameters, shape.vision.parameters, 0, embedding)
+        return TrainableParams(text.parameters, 0, shape.vision.parameters, largest)
+    return TrainableParams(text.parameters, shape.vision.parameters, 0, largest)
 
 
 def _count_adapter_params(shape: ModelShape, lora: LoraConfig) -> TrainableParams:

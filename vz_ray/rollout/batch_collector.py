@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from vz_ray.config.episode import EpisodeConfig
@@ -48,6 +48,7 @@ async def collect_batch(
     group_size: int,
     sampling: SamplingParams,
     keep: Callable[[Group], bool],
+    score: Callable[[Group], Awaitable[Group | None]] | None = None,
     extra_samples: int = 0,
     episode_config: Callable[[Task], EpisodeConfig | None] = lambda _: None,
 ) -> RolloutBatch:
@@ -65,12 +66,13 @@ async def collect_batch(
         group_size: Trajectories per group.
         sampling: Sampling parameters.
         keep: Return whether a group is informative.
+        score: Return a kept group with the log-probs of a teacher, while others are rolled out; None drops it.
         extra_samples: See `RolloutScheduler.rollout_group`.
         episode_config: Return the episode config of a task; None is that of the workers.
     """
-    batch, running = RolloutBatch(), set[asyncio.Task[tuple[Task, Group]]]()
+    batch, running = RolloutBatch(), set[asyncio.Task[tuple[Task, Group, bool]]]()
 
-    async def rollout(task: Task) -> tuple[Task, Group]:
+    async def rollout(task: Task) -> tuple[Task, Group, bool]:
         group = await scheduler.rollout_group(
             task,
             group_size,
@@ -80,7 +82,10 @@ async def collect_batch(
             episode_config=episode_config(task),
             extra_samples=extra_samples,
         )
-        return task, group
+        if not keep(group):
+            return task, group, False
+        scored = await score(group) if score is not None else group
+        return task, scored or group, scored is not None
 
     def refill() -> None:
         missing = batch_size - len(batch.kept) - len(running)
@@ -95,9 +100,9 @@ async def collect_batch(
             running.clear()
             running.update(pending)
             for finished in done:
-                task, group = finished.result()
+                task, group, kept = finished.result()
                 batch.sampled.append((task, group))
-                if keep(group):
+                if kept:
                     batch.kept.append(group)
             refill()
     finally:

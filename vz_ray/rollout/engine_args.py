@@ -14,7 +14,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from vz_ray.config.learner import match_layers
 from vz_ray.config.rollout import EngineConfig
+from vz_ray.families import FAMILIES, load_model_shape
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.temp_dir import temp_dir
 from vz_ray.weight_sync.backends import ENGINE_ENV_VAR
@@ -114,11 +116,13 @@ def build_engine_args(
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     from vz_ray.rollout.token_mask import BANNED_TOKENS_KEY, TokenMask
+    from vz_ray.weight_sync.vllm_adapter import ADAPTED_LAYERS_KEY
 
     # On CPU, vLLM accepts the uniprocess executor only as a class. Its separate process serves to bind
     # threads to cores, which is disabled here. One process less starts a third faster.
     single_process = config.tensor_parallel_size == 1 and not torch.cuda.is_available()
     check_engine_options(config)
+    adapter_arguments, adapted_layers = build_adapter_arguments(model, config)
     arguments: dict[str, Any] = {
         "model": str(model),
         "distributed_executor_backend": UniProcExecutor if single_process else None,
@@ -138,11 +142,42 @@ def build_engine_args(
         "trust_remote_code": False,
         "weight_transfer_config": WeightTransferConfig(backend=backend),
         "logits_processors": [TokenMask, *extra_logits_processors],
-        "additional_config": {BANNED_TOKENS_KEY: list(banned_token_ids)},
+        "additional_config": {BANNED_TOKENS_KEY: list(banned_token_ids), ADAPTED_LAYERS_KEY: adapted_layers},
         "logging_config": LoggingConfig(pylogging_config_file=_write_logging_config(log_file)),
         "disable_log_stats": True,
     }
-    return AsyncEngineArgs(**(arguments | config.options))
+    return AsyncEngineArgs(**(arguments | config.options | adapter_arguments))
+
+
+def build_adapter_arguments(model: Path, config: EngineConfig) -> tuple[dict[str, Any], list[str]]:
+    """Return vLLM's arguments for published adapters and the HF names of the adapted layers; empty without adapters.
+
+    Raises:
+        UserError: vLLM's kernels do not support the engine's dtype, or a target matches no layer.
+    """
+    if not config.adapter_rank:
+        return {}, []
+    import torch
+
+    from vz_ray.weight_sync.vllm_adapter import AdapterWorker
+
+    if config.dtype == "float32" and torch.cuda.is_available():
+        raise UserError(
+            "rollout.engine.dtype is 'float32'; vLLM's adapters on GPUs require bfloat16 or float16. Change it, or "
+            "set learner.lora.publish=merged"
+        )
+    shape = load_model_shape(str(model))
+    linear_layers = [name for name, _ in FAMILIES[shape.model_type].linear_layers(shape)]
+    layers = match_layers(config.adapter_targets, linear_layers)
+    arguments = {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": config.adapter_rank,
+        # Other layers would compute with zeros.
+        "lora_target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        "worker_extension_cls": f"{AdapterWorker.__module__}.{AdapterWorker.__qualname__}",
+    }
+    return arguments, layers
 
 
 def check_engine_options(config: EngineConfig) -> None:

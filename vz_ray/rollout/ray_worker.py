@@ -26,8 +26,6 @@ from vz_ray.weight_sync import RemoteEngineClient, WeightManifest, WeightStore, 
 from vz_ray.weight_sync.weight_store import MANIFEST_NAME
 
 _SHUTDOWN_TIMEOUT_S = 45.0
-RESOURCE_KEYS = {"GPU": "rollout.engine.tensor_parallel_size", "CPU": "rollout.cpus_per_worker"}
-"""Config key that sets each resource requirement of a worker."""
 _MAX_REASON_CHARS = 300
 """Maximum length of Ray's description of an actor death; the rest is general advice."""
 MARKET_TYPE_LABEL = "ray.io/market-type"
@@ -81,6 +79,8 @@ class RayWorkerClient(RemoteEngineClient):
     """
 
     actor_type: ClassVar[type[RolloutWorkerActor]] = RolloutWorkerActor
+    section: ClassVar[str] = "rollout"
+    """Config section of the worker, for errors."""
 
     def __init__(
         self, name: str, setup: WorkerSetup, *, gpus: bool = False, bundles: WorkerBundles | None = None
@@ -133,10 +133,13 @@ class RayWorkerClient(RemoteEngineClient):
             explanation = explain_unschedulable(
                 self._resources,
                 *await asyncio.to_thread(_node_resources),
-                resource_keys=RESOURCE_KEYS,
-                count_key="rollout.num_workers and rollout.max_workers",
+                resource_keys={
+                    "GPU": f"{self.section}.engine.tensor_parallel_size",
+                    "CPU": f"{self.section}.cpus_per_worker",
+                },
+                count_key=f"{self.section}.num_workers and {self.section}.max_workers",
                 node_group=self._node_group,
-                node_group_key="rollout.node_group",
+                node_group_key=f"{self.section}.node_group",
             )
             needs = " and ".join(f"{amount:g} {name}" for name, amount in self._resources.items())
             raise WorkerUnschedulableError(

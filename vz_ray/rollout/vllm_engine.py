@@ -59,10 +59,11 @@ class VllmEngine:
         pad_id: int,
         version: int,
         training: bool,
+        adapter: Any = None,
     ) -> None:
         self.name, self.pulls_weights, self.learner_rank = process.name, False, 0
         self._asleep = False
-        self._training = training
+        self._training, self._adapter = training, adapter
         self._pad_id = pad_id
         self.banned_token_ids = banned_token_ids
         self.version = version
@@ -110,6 +111,8 @@ class VllmEngine:
             if not any(model.glob(pattern)):
                 raise UserError(f"{model} has no {pattern}; pass a Hugging Face checkpoint directory")
         prepare_environment(config)
+        from vz_ray.weight_sync.vllm_adapter import adapter_request
+
         ids = banned_token_ids(model)
         backend, processors = VLLM_BACKENDS[transport], cls.extra_logits_processors
         args = build_engine_args(model, config, ids, log_file, backend, processors, can_sleep=can_sleep)
@@ -117,7 +120,9 @@ class VllmEngine:
             args, name=name, log_file=log_file, start_timeout_s=start_timeout_s, call_timeout_s=turn_timeout_s
         )
         pad_id = int(process.llm.model_config.hf_config.image_token_id)
-        engine = cls(process, banned_token_ids=ids, pad_id=pad_id, version=version, training=training)
+        adapter = adapter_request() if config.adapter_rank else None
+        engine = cls(process, banned_token_ids=ids, pad_id=pad_id, version=version, training=training, adapter=adapter)
+        await engine._activate_adapter()
         await process.call("setting the initial weight version", process.llm.update_weight_version(str(version)))
         return engine
 
@@ -263,7 +268,12 @@ class VllmEngine:
     async def finish_update(self, version: int) -> None:
         """Activate the weights after the last part."""
         await self._process.call("finishing a weight update", self._process.llm.finish_weight_update(str(version)))
+        await self._activate_adapter()
         self.version = version
+
+    async def _activate_adapter(self) -> None:
+        if self._adapter is not None:
+            await self._process.call("activating its adapter", self._process.llm.collective_rpc("activate_adapter"))
 
     async def resume_engine(self) -> None:
         """Resume computation. New turns still wait, so that the weights can be checked first.
@@ -355,7 +365,9 @@ class VllmEngine:
                 await self._accepting_turns.wait()
             output = None
             try:
-                async for output in self._process.llm.generate(inputs, params, f"{request_id}~{attempt}"):
+                async for output in self._process.llm.generate(
+                    inputs, params, f"{request_id}~{attempt}", lora_request=self._adapter
+                ):
                     if on_text is not None:
                         on_text(output.outputs[0].text)
             except EngineGenerateError as error:

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 from vz_ray.config.rollout import RolloutConfig
@@ -58,6 +58,7 @@ class WorkerPool:
         config: Number of workers, concurrency, timeouts.
         publisher: Delivers weights to workers.
         max_start_failures: Consecutive start failures before the pool raises `NoWorkersError`.
+        kind: Prefix of the names of workers.
 
     Attributes:
         queued_episodes: Episodes of groups that wait for a worker.
@@ -70,7 +71,10 @@ class WorkerPool:
         config: RolloutConfig,
         publisher: WeightPublisher,
         max_start_failures: int = 3,
+        *,
+        kind: str = "rollout",
     ) -> None:
+        self._kind = kind
         self._spawn, self._config, self._publisher = spawn, config, publisher
         self._max_start_failures = max_start_failures
         self.queued_episodes, self.lost_workers = 0, 0
@@ -87,6 +91,7 @@ class WorkerPool:
         self._no_worker_timeout = NoWorkerTimeout(_NO_WORKER_WARN_AFTER_S, _NO_WORKER_WARN_EVERY_S)
         self._give_up_reason = ""
         self._closed = False
+        self._num_keeping = 0
         self._scaler = ScalingPolicy(
             min_count=config.num_workers,
             max_count=config.worker_limit,
@@ -249,14 +254,14 @@ class WorkerPool:
                 self._give_up_reason,
                 self._last_loss_reason(),
             ]
-            raise NoWorkersError(f"no rollout worker can be started: {'; '.join(filter(None, reasons))}")
+            raise NoWorkersError(f"no {self._kind} worker can be started: {'; '.join(filter(None, reasons))}")
 
     # -- start and end of workers -------------------------------------------------
 
     def _spawn_worker(self) -> None:
         # A failed start counts against the pool only if the worker is needed to reach the minimum.
         is_extra = len(self._staying_workers()) >= max(1, self._config.num_workers)
-        worker = WorkerHandle(self._spawn(f"rollout-{len(self._workers)}"), is_extra=is_extra)
+        worker = WorkerHandle(self._spawn(f"{self._kind}-{len(self._workers)}"), is_extra=is_extra)
         self._workers.append(worker)
         self._run_in_background(self._start_worker(worker))
 
@@ -362,6 +367,16 @@ class WorkerPool:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("Background task of the worker pool failed: %s", error, exc_info=error)
 
+    @contextlib.contextmanager
+    def keep_workers(self) -> Iterator[None]:
+        """Keep the workers of the block although they have no episodes: the next batch needs them."""
+        self._num_keeping += 1
+        try:
+            yield
+        finally:
+            self._num_keeping -= 1
+            self._scaler.idle_since = None
+
     async def _autoscale(self) -> None:
         """Start or drain workers to match the load."""
         while True:
@@ -369,6 +384,8 @@ class WorkerPool:
             staying = self._staying_workers()
             load = sum(worker.load for worker in staying) + self.queued_episodes
             target = self._scaler.target_count(time.monotonic(), len(staying), load)
+            if self._num_keeping:
+                target = max(target, len(staying))
             for _ in range(target - len(staying)):
                 self._spawn_worker()
             # A SYNCING worker cannot finish its paused episodes.
@@ -412,8 +429,8 @@ class WorkerPool:
         if self._no_worker_timeout.should_warn(now_s):
             starting = ", ".join(worker.name for worker in self._staying_workers()) or "none"
             log.warning(
-                "No rollout worker for %.0f s: %d episodes queued, %d groups active, workers starting: %s",
-                *(elapsed_s, self.queued_episodes, self._active_groups, starting),
+                "No %s worker for %.0f s: %d episodes queued, %d groups active, workers starting: %s",
+                *(self._kind, elapsed_s, self.queued_episodes, self._active_groups, starting),
             )
         if elapsed_s > timeout_s:
             self._give_up_reason = f"no worker for {elapsed_s:.0f} s (timeouts.no_workers_s is {timeout_s:g})"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vz_ray.config import to_yaml
 from vz_ray.config.learner import LearnerConfig
-from vz_ray.config.run import MUTABLE_ON_RESUME, RolloutRunConfig
+from vz_ray.config.run import MUTABLE_ON_RESUME, GrpoRunConfig, RolloutRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.data.chat_format_loader import check_episode_format
 from vz_ray.jobs.doctor import check_disk, check_memory, check_shared_memory
@@ -77,6 +77,10 @@ def open_run(config: RolloutRunConfig | SftRunConfig) -> Iterator[RunContext]:
     check_monitoring(config.monitoring)
     if isinstance(config, RolloutRunConfig):
         check_engine_options(config.rollout.engine)
+    if isinstance(config, GrpoRunConfig) and config.teacher.enabled:
+        check_hf_checkpoint(config.teacher.model)
+        check_episode_format(config.teacher.model, config.episode)
+        check_engine_options(config.teacher.engine)
     settings = to_yaml(config)
     run_dir, resumed = RunDir.create_or_resume(Path(config.runs) / config.name, settings, MUTABLE_ON_RESUME)
     identity = RunIdentity(config.name, config.monitoring.log_format)

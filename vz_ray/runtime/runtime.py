@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vz_ray.config.distill import DistillRunConfig
+from vz_ray.config.fields import InvalidValueError
 from vz_ray.config.frame_selector import FrameSelectorConfig
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.config.ray import RayConfig
 from vz_ray.config.run import GrpoRunConfig, RolloutRunConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.config.teacher import check_shared_tokens
 from vz_ray.decode import DecodePool, FrameRankerHandle
 from vz_ray.jobs.resource_demands import ClusterConfig
 from vz_ray.learner.learner import Learner
@@ -25,10 +27,14 @@ from vz_ray.rollout.engine_args import check_engine_options
 from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup
+from vz_ray.rollout.teacher_scorer import TeacherScorer
+from vz_ray.rollout.teacher_worker import TeacherSetup, TeacherWorkerClient
 from vz_ray.rollout.worker_bundles import WorkerBundles
+from vz_ray.rollout.worker_pool import WorkerPool
 from vz_ray.runtime.ray_cluster import use_gpus
 from vz_ray.runtime.run_context import RunContext
 from vz_ray.runtime.run_monitor import RunMonitor
+from vz_ray.utils.errors import UserError
 from vz_ray.utils.placement import node_group_resources
 from vz_ray.utils.temp_dir import temp_dir
 from vz_ray.weight_sync import ParityCheck, ParityProbe, WeightPublisher, WeightTransport, build_parity_probe
@@ -46,12 +52,14 @@ class Runtime:
         scheduler: Rolls out episodes.
         transport: Sends the learner's weights to the engines.
         monitor: Receives the progress of the loop.
+        teacher: Scores groups; None without on-policy distillation.
     """
 
     learner: Learner
     scheduler: RolloutScheduler
     transport: WeightTransport
     monitor: RunMonitor = field(default_factory=RunMonitor)
+    teacher: TeacherScorer | None = None
 
 
 def run_identity(config: ClusterConfig) -> RunIdentity:
@@ -178,6 +186,52 @@ async def start_rollout(
         yield scheduler
     finally:
         await scheduler.pool.close()
+
+
+@asynccontextmanager
+async def start_teacher(
+    config: GrpoRunConfig, student: Path | str, decode_pool: DecodePool, run_dir: RunDir
+) -> AsyncIterator[TeacherScorer | None]:
+    """Start the teacher workers of on-policy distillation; close them on exit. Yield None without a teacher.
+
+    Args:
+        student: Checkpoint directory of the student.
+
+    Raises:
+        UserError: Teacher and student have different tokens.
+    """
+    teacher = config.teacher
+    if not teacher.enabled:
+        yield None
+        return
+    try:
+        await asyncio.to_thread(check_shared_tokens, student, teacher.model)
+    except InvalidValueError as error:
+        raise UserError(str(error)) from error
+    setup = TeacherSetup(
+        model=teacher.model,
+        rollout=replace(teacher, engine=replace(teacher.engine, max_num_seqs=teacher.max_concurrent_episodes)),
+        # The teacher selects no frames.
+        episode=replace(config.episode, selector=FrameSelectorConfig()),
+        reward=config.reward,
+        frame_source=decode_pool,
+        scorer=score_episode,
+        log_dir=str(run_dir.logs.resolve()),
+        run_identity=run_identity(config),
+        temperature=config.train.temperature,
+    )
+    gpus = use_gpus(config.ray)
+    pool = WorkerPool(
+        lambda name: TeacherWorkerClient(name, setup, gpus=gpus),
+        teacher,
+        WeightPublisher(timeout_s=config.weights.timeout_s),
+        kind="teacher",
+    )
+    try:
+        await pool.start()
+        yield TeacherScorer(pool, teacher)
+    finally:
+        await pool.close()
 
 
 @asynccontextmanager

@@ -27,7 +27,7 @@ the weights that a worker loads when it joins. A stop request in any phase takes
 
 from __future__ import annotations
 
-from vz_ray.config.run import TrainConfig
+from vz_ray.config.run import GrpoRunConfig
 from vz_ray.learner.learner import Learner
 from vz_ray.monitoring import metric_names
 from vz_ray.rollout.worker_pool import WorkerPool
@@ -37,7 +37,7 @@ from vz_ray.weight_sync import PublishReport
 class GpuHandover:
     """Hands the GPUs to the learner; a publish hands them back. Does nothing without `train.colocate`."""
 
-    def __init__(self, config: TrainConfig, pool: WorkerPool) -> None:
+    def __init__(self, config: GrpoRunConfig, pool: WorkerPool) -> None:
         self._config, self._pool = config, pool
 
     async def give_to_learner(self, learner: Learner | None = None) -> None:
@@ -47,12 +47,14 @@ class GpuHandover:
             StepTimeout: An engine did not free its GPU in time.
             LearnerDiedError: A rank died while it loaded its states.
         """
-        if not self._config.colocate:
+        if not self._config.train.colocate:
             return
         await self._pool.sleep(self._config.sleep_level)
         if learner is not None:
             await learner.load_states()
 
-    def metrics(self, report: PublishReport) -> dict[str, float]:
-        """Return the metrics of a publish that woke the engines."""
-        return {metric_names.WAKE_SECONDS: report.pause_s + report.resume_s} if self._config.colocate else {}
+    def metrics(self, report: PublishReport | None) -> dict[str, float]:
+        """Return the metrics of a publish that woke the engines; none without a publish."""
+        if report is None or not self._config.train.colocate:
+            return {}
+        return {metric_names.WAKE_SECONDS: report.pause_s + report.resume_s}

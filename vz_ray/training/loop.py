@@ -6,69 +6,56 @@
     log metrics; validate and write a checkpoint on schedule
 
 With `train.colocate`, engines and learner alternate on the same GPUs; see `gpu_handover.py`.
+A stop request is honoured in every phase; what survives is the last completed step. A learner step is dropped
+before its next micro-batch, a publish and a validation are left out.
+
 With `train.max_staleness: 0` rollout and learning alternate, and every token comes from the weights that
 train on it. With k > 0, rollout continues during the learner step, and a token is at most k updates old.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from itertools import zip_longest
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.config.run import GrpoRunConfig
-from vz_ray.data.episode_record import EpisodeRecord, append_records
+from vz_ray.data.episode_record import append_records
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.data.task_sampler import TaskSampler
 from vz_ray.env.task import Task
-from vz_ray.env.trajectory import EpisodeStatus, SamplingParams
+from vz_ray.env.trajectory import SamplingParams
 from vz_ray.eval.eval_log import EvalLog
 from vz_ray.eval.eval_metrics import step_metrics
 from vz_ray.eval.runner import evaluate
-from vz_ray.learner.advantages import is_informative, outcome_advantages
+from vz_ray.learner.advantages import is_trainable
 from vz_ray.monitoring import metric_names
 from vz_ray.monitoring.log_context import set_log_context
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import Progress
 from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.batch_collector import RolloutBatch, collect_batch
-from vz_ray.rollout.batch_prefetcher import BatchPrefetcher, staleness_histogram
+from vz_ray.rollout.batch_prefetcher import BatchPrefetcher
 from vz_ray.rollout.rollout_metrics import RolloutMetrics
+from vz_ray.rollout.teacher_scorer import teacher_metrics
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.gpu_handover import GpuHandover
 from vz_ray.training.state import LEARNER_DIR, TrainingState, delete_outputs_from, latest_checkpoint
-from vz_ray.utils.errors import UserError
-from vz_ray.utils.interrupt import Interrupt, StopRequested
+from vz_ray.training.step_metrics import (
+    batch_metrics,
+    check_batch,
+    check_mismatch,
+    check_teacher,
+    episode_records,
+    staleness_metrics,
+)
+from vz_ray.utils.interrupt import Interrupt, StepStopped, StopRequested, describe_saved
 from vz_ray.weight_sync import PublishReport
-
-LEARNER_METRICS = {
-    "loss": metric_names.LOSS,
-    "entropy": metric_names.ENTROPY,
-    "entropy_coef": metric_names.ENTROPY_COEF,
-    "kl": metric_names.KL_TO_REFERENCE,
-    "grad_norm": metric_names.GRAD_NORM,
-    "skipped": metric_names.SKIPPED_UPDATES,
-    "mismatch_abs_max": metric_names.MISMATCH_LOGPROB_MAX,
-    "mismatch_kl": metric_names.MISMATCH_KL,
-    "mismatch_abs_max_after_image": "mismatch/logprob_abs_max_after_image",
-    "mismatch_kl_after_image": metric_names.MISMATCH_KL_IMAGE,
-    "mismatch_abs_max_after_text": "mismatch/logprob_abs_max_after_text",
-    "mismatch_kl_after_text": metric_names.MISMATCH_KL_TEXT,
-    "mismatch_sequence_abs_mean": metric_names.MISMATCH_SEQUENCE_MEAN,
-    "mismatch_sequence_abs_max": metric_names.MISMATCH_SEQUENCE_MAX,
-    "mismatch_sequence_outlier_rate": metric_names.MISMATCH_SEQUENCE_OUTLIERS,
-    "truncated_weight_rate": metric_names.TRUNCATED_WEIGHTS,
-    "rejected_token_rate": metric_names.REJECTED_TOKENS,
-    "rejected_trajectory_rate": metric_names.REJECTED_TRAJECTORIES,
-    "mismatch_abs_max_stale": "staleness/logprob_abs_max",
-    "mismatch_kl_stale": "staleness/kl",
-}
-"""Metric names of the learner's values; other values are logged as `learner/<name>`."""
 
 PROGRESS_METRICS = (
     metric_names.REWARD_TOTAL,
@@ -91,19 +78,19 @@ async def train(
     """Train until `train.max_steps`; resume from the newest checkpoint, if any.
 
     Raises:
-        StopRequested: A stop was requested; the checkpoint contains every completed step.
+        StopRequested: A stop was requested; the checkpoint contains every completed step, and the message names it.
         LearnerDiedError: A rank of the learner died. The caller may restart the learner and call again.
         UserError: No episode of a step can be used, or engine and learner disagree by more than
             `train.max_mismatch_kl`.
     """
-    state = await initialize_state(config, run_dir, runtime)
+    state = await interrupt.run_interruptible(initialize_state(config, run_dir, runtime))
     max_steps, monitor = config.train.max_steps, runtime.monitor
     monitor.on_start(state.step, max_steps, config.train.max_mismatch_kl)
     rollout_metrics = RolloutMetrics()
     prefetcher = BatchPrefetcher(
         lambda step: collect_step_batch(config, state, runtime, step), config.train.max_staleness, max_steps
     )
-    async with prefetcher:
+    async with prefetcher, _checkpoint_on_stop(config, state, run_dir, runtime, prefetcher):
         with (
             _open_metrics(run_dir, state, monitor) as metric_logger,
             progress.stage("rl", max_steps, state.step) as stage,
@@ -112,23 +99,21 @@ async def train(
                 set_log_context(step=state.step)
                 timer = _PhaseTimer(monitor)
                 with timer.phase("rollout"):
-                    batch = await next_batch(config, state, run_dir, runtime, prefetcher, interrupt)
-                    check_batch(batch)
+                    batch = await next_batch(state, runtime, prefetcher, interrupt)
+                    check_batch(batch, rewards_needed=not config.teacher.distills_only)
+                    check_teacher(batch, runtime)
                 if config.train.colocate:
                     with timer.phase("sleep"):
-                        await handover.give_to_learner(runtime.learner)
+                        await interrupt.run_interruptible(handover.give_to_learner(runtime.learner))
                 with timer.phase("learn"):
-                    learner_metrics = await runtime.learner.grpo_step(batch.kept, state.weight_version)
+                    learner_metrics = await learner_step(state, runtime, batch, interrupt)
                     staleness = staleness_metrics(batch, state, config)
                 with timer.phase("publish"):
-                    state.weight_version += 1
-                    publish_report = await runtime.scheduler.pool.publish(
-                        state.weight_version, runtime.transport, wait_for_episodes=config.train.wait_for_episodes
-                    )
+                    publish_report = await publish_weights(config, state, runtime, interrupt)
 
                 row = {
                     **await record_episodes(config, state, run_dir, runtime, batch, rollout_metrics, timer),
-                    **_batch_metrics(batch, learner_metrics, publish_report),
+                    **batch_metrics(batch, learner_metrics, publish_report),
                     **handover.metrics(publish_report),
                     **staleness,
                     **timer.seconds,
@@ -140,7 +125,7 @@ async def train(
 
                 state.finish_step(batch.informative)
                 stage.advance()
-                await validate_and_checkpoint(config, state, run_dir, runtime, metric_logger, row)
+                await validate_and_checkpoint(config, state, run_dir, runtime, metric_logger, row, interrupt)
                 monitor.on_step_end(state.step - 1)
     return state
 
@@ -166,6 +151,7 @@ async def record_episodes(
     worker_stats = await runtime.scheduler.pool.worker_stats()
     return {
         **step_metrics(records),
+        **teacher_metrics(batch),
         **rollout_metrics.compute(worker_stats, sum(timer.seconds.values())),
         "data/epoch": state.task_sampler.epoch,
         metric_names.SKIP_RATE: state.task_sampler.skip_rate,
@@ -202,7 +188,8 @@ async def collect_step_batch(config: GrpoRunConfig, state: TrainingState, runtim
         group_size=train_config.group_size,
         extra_samples=train_config.extra_samples,
         sampling=SamplingParams(train_config.temperature, 1.0, config.episode.max_turn_tokens, config.seed),
-        keep=lambda group: is_informative(group, config.learner.loss.min_reward_std),
+        keep=lambda group: is_trainable(group, config.learner.loss),
+        score=None if runtime.teacher is None else runtime.teacher.score_group,
         episode_config=lambda task: draw_episode_config(config, step, task),
     )
 
@@ -222,28 +209,86 @@ def draw_episode_config(config: GrpoRunConfig, step: int, task: Task) -> Episode
 
 
 async def next_batch(
-    config: GrpoRunConfig,
-    state: TrainingState,
-    run_dir: RunDir,
-    runtime: Runtime,
-    prefetcher: BatchPrefetcher,
-    interrupt: Interrupt,
+    state: TrainingState, runtime: Runtime, prefetcher: BatchPrefetcher, interrupt: Interrupt
 ) -> RolloutBatch:
     """Return the batch of the current step.
 
     Raises:
-        StopRequested: A stop was requested; the state before this step is checkpointed.
+        StopRequested: A stop was requested.
         LearnerDiedError: A rank of the learner died while the batch was rolled out.
     """
+    interrupt.raise_if_requested()
+    return await interrupt.run_interruptible(runtime.learner.run_with_health_check(prefetcher.get_batch(state.step)))
+
+
+async def learner_step(
+    state: TrainingState, runtime: Runtime, batch: RolloutBatch, interrupt: Interrupt
+) -> dict[str, float]:
+    """Update the weights and return the learner's metrics.
+
+    Raises:
+        StopRequested: A stop was requested before the last micro-batch; the weights are those before the step.
+        LearnerDiedError: A rank of the learner died.
+    """
+    with runtime.scheduler.pool.keep_workers():
+        step = asyncio.ensure_future(runtime.learner.grpo_step(batch.kept, state.weight_version))
+        stop = asyncio.ensure_future(interrupt.wait_requested())
+        try:
+            await asyncio.wait({step, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not step.done():
+                await runtime.learner.request_stop()
+            return await step
+        except StepStopped:
+            interrupt.raise_if_requested()
+            raise
+        finally:
+            for task in (step, stop):
+                task.cancel()
+            await asyncio.gather(step, stop, return_exceptions=True)
+
+
+async def publish_weights(
+    config: GrpoRunConfig, state: TrainingState, runtime: Runtime, interrupt: Interrupt
+) -> PublishReport | None:
+    """Publish the new weights to the engines. A stop request ends the publish: the checkpoint has the weights.
+
+    Returns:
+        None if a stop was requested.
+    """
+    state.weight_version += 1
+    pool, options = runtime.scheduler.pool, config.train
+    with pool.keep_workers():
+        publish = pool.publish(state.weight_version, runtime.transport, wait_for_episodes=options.wait_for_episodes)
+        try:
+            return await interrupt.run_interruptible(publish)
+        except StopRequested:
+            return None
+
+
+@asynccontextmanager
+async def _checkpoint_on_stop(
+    config: GrpoRunConfig, state: TrainingState, run_dir: RunDir, runtime: Runtime, prefetcher: BatchPrefetcher
+) -> AsyncIterator[None]:
+    """Save the last completed step if a stop request ends the block."""
     try:
-        return await interrupt.run_interruptible(
-            runtime.learner.run_with_health_check(prefetcher.get_batch(state.step))
-        )
-    except StopRequested:
+        yield
+    except StopRequested as stop:
         await prefetcher.cancel()
         if state.step:
             await save_checkpoint(state, config, run_dir, runtime)
-        raise
+        raise StopRequested(f"{stop}; {describe_saved(state.step)}", stop.resume_hint) from None
+
+
+async def validate(config: GrpoRunConfig, state: TrainingState, run_dir: RunDir, runtime: Runtime) -> dict[str, float]:
+    """Evaluate the weights of the last completed step on the validation tasks and return the metrics."""
+    runtime.monitor.on_phase("evaluate")
+    tasks = read_tasks(config.data.validation)
+    log_path = run_dir.path / "validation" / f"{state.step:06d}.jsonl"
+    eval_log = EvalLog(log_path, {"step": state.step, "tasks": config.data.validation})
+    results = await runtime.learner.run_with_health_check(
+        evaluate(runtime.scheduler, tasks, eval_log, config.episode, stage="validation", step=state.step)
+    )
+    return {f"validation/{name}": value for name, value in step_metrics(results).items()}
 
 
 async def validate_and_checkpoint(
@@ -253,21 +298,17 @@ async def validate_and_checkpoint(
     runtime: Runtime,
     metric_logger: MetricLogger,
     row: Mapping[str, float],
+    interrupt: Interrupt,
 ) -> None:
-    """Validate and write a checkpoint if the completed step is due; the last step always is checkpointed."""
+    """Validate and write a checkpoint if the completed step is due; the last step always is checkpointed.
+
+    Raises:
+        StopRequested: A stop was requested during the validation, which is not repeated.
+    """
     step, validate_every = state.step, config.train.validate_every
     validation_metrics: dict[str, float] = {}
     if validate_every and step % validate_every == 0:
-        runtime.monitor.on_phase("evaluate")
-        tasks = read_tasks(config.data.validation)
-        eval_log = EvalLog(
-            run_dir.path / "validation" / f"{step:06d}.jsonl",
-            {"step": step, "tasks": config.data.validation},
-        )
-        results = await runtime.learner.run_with_health_check(
-            evaluate(runtime.scheduler, tasks, eval_log, config.episode, stage="validation", step=step)
-        )
-        validation_metrics = {f"validation/{name}": value for name, value in step_metrics(results).items()}
+        validation_metrics = await interrupt.run_interruptible(validate(config, state, run_dir, runtime))
         metric_logger.log(step - 1, validation_metrics)
     due = step % config.train.checkpoint_every == 0 or step == config.train.max_steps
     if due or (config.train.keep_best and validation_metrics):
@@ -297,88 +338,6 @@ async def save_checkpoint(
         metric,
     )
     runtime.monitor.on_checkpoint(state.step)
-
-
-def episode_records(batch: RolloutBatch, step: int, config: GrpoRunConfig) -> list[EpisodeRecord]:
-    """Return a record of every sampled episode; records of kept groups include the advantage."""
-    kept_groups = {id(group) for group in batch.kept}
-    records = []
-    for task, group in batch.sampled:
-        advantages: list[float] = []
-        if id(group) in kept_groups:
-            advantages = outcome_advantages(group, config.learner.loss).tolist()
-        records += [
-            EpisodeRecord(task, trajectory, "train", step, advantage)
-            for trajectory, advantage in zip_longest(group.trajectories, advantages)
-        ]
-    return records
-
-
-def check_batch(batch: RolloutBatch) -> None:
-    """Check that an episode of the batch succeeded and was scored; otherwise the next batch would fail too.
-
-    Raises:
-        UserError: All episodes failed, or none was scored.
-    """
-    trajectories = [trajectory for _, group in batch.sampled for trajectory in group.trajectories]
-    if all(trajectory.status is EpisodeStatus.FAILED for trajectory in trajectories):
-        raise UserError(
-            f"all {len(trajectories)} episodes of the step failed; the first error: {trajectories[0].error}"
-        )
-    rewards = [trajectory.reward for trajectory in trajectories if trajectory.reward is not None]
-    if rewards and not any(reward.valid for reward in rewards):
-        raise UserError(
-            f"all {len(rewards)} scored episodes of the step are invalid; the last reason: {rewards[-1].note}"
-        )
-
-
-def check_mismatch(row: Mapping[str, float], config: GrpoRunConfig) -> None:
-    """Check that engine and learner agree on the log-probs of sampled tokens.
-
-    Raises:
-        UserError: The KL per token exceeds `train.max_mismatch_kl`.
-    """
-    max_kl = config.train.max_mismatch_kl
-    for name, label in metric_names.MISMATCH_KL_LABELS.items():
-        kl = row.get(name, 0.0)
-        if kl > max_kl:
-            raise UserError(
-                f"engine and learner disagree{label}: the KL per token is {kl:.3g}, above train.max_mismatch_kl "
-                f"({max_kl:g}); their weights or their frames differ"
-            )
-
-
-def staleness_metrics(batch: RolloutBatch, state: TrainingState, config: GrpoRunConfig) -> dict[str, float]:
-    """Return share of sampled tokens by staleness, mean and maximum staleness, in updates.
-
-    Raises:
-        RuntimeError: A token exceeds `train.max_staleness`; this is a bug of the prefetcher.
-    """
-    histogram = staleness_histogram(batch.kept, state.weight_version)
-    tokens = max(1, sum(histogram.values()))
-    if histogram and not 0 <= max(histogram) <= config.train.max_staleness:
-        raise RuntimeError(
-            f"the maximum staleness is {max(histogram)} updates; it must be at most {config.train.max_staleness}: "
-            f"{histogram}"
-        )
-    return {
-        **{f"{metric_names.STALENESS_PREFIX}{age}": count / tokens for age, count in histogram.items()},
-        metric_names.STALENESS_MEAN: sum(age * count for age, count in histogram.items()) / tokens,
-        metric_names.STALENESS_MAX: float(max(histogram, default=0)),
-    }
-
-
-def _batch_metrics(
-    batch: RolloutBatch, learner_metrics: Mapping[str, float], publish_report: PublishReport
-) -> dict[str, float]:
-    return {
-        **{LEARNER_METRICS.get(name, f"learner/{name}"): value for name, value in learner_metrics.items()},
-        "groups/sampled": float(len(batch.sampled)),
-        "groups/kept": float(len(batch.kept)),
-        metric_names.WEIGHT_VERSION: float(publish_report.version),
-        metric_names.WEIGHT_SYNC_SECONDS: publish_report.sync_s,
-        **publish_report.probe_metrics(),
-    }
 
 
 class _PhaseTimer:

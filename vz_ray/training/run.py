@@ -1,7 +1,7 @@
 """RL training run (`vz-ray train`), top to bottom.
 
     check data -> open run directory -> Ray cluster -> decode pool -> rollout workers (vLLM)
-    -> learner (DeepSpeed) -> weight transport -> monitor -> training loop -> export
+    -> learner (DeepSpeed) -> weight transport -> monitor -> teacher (vLLM, optional) -> training loop -> export
 
 `training/loop.py` holds the algorithm. Every resource is closed in reverse order on exit.
 """
@@ -16,8 +16,10 @@ from pathlib import Path
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.data.task_file import check_videos, read_tasks
 from vz_ray.decode import DecodePool
+from vz_ray.families import load_model_shape
 from vz_ray.learner.placement import LearnerPlacement
 from vz_ray.learner.weight_transports import create_weight_transport
+from vz_ray.planning.published_weights import check_published_adapters
 from vz_ray.rewards import check_choices, check_scorers
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.runtime import runtime
@@ -45,6 +47,8 @@ def run_training(config: GrpoRunConfig) -> None:
         check_videos(tasks, path)
         check_scorers(config.reward, tasks, path)
         check_choices(tasks, path)
+    if config.publishes_adapters:
+        check_published_adapters(load_model_shape(config.model), config.learner.lora)
     with open_run(config) as run:
         asyncio.run(_run_training(config, run))
         run.progress.print_line(f"exported the policy to {run.model_dir(POLICY_STAGE)}")
@@ -97,7 +101,7 @@ async def run_rl_stage(
         return model_dir
     learner_config = replace(config.learner, model=str(initial_model), replay_dir=run.replay_dir(config.learner))
     placement = placement or runtime.rl_placement(config)
-    handover = GpuHandover(config.train, scheduler.pool)
+    handover = GpuHandover(config, scheduler.pool)
     with run.time_stage("rl"):
         async with AsyncExitStack() as stack:
             await run.interrupt.run_interruptible(handover.give_to_learner())
@@ -115,7 +119,10 @@ async def run_rl_stage(
             monitor = await stack.enter_async_context(
                 monitor_run(config.monitoring, run.run_dir, decode_pool, scheduler)
             )
-            actors = Runtime(learner, scheduler, transport, monitor)
+            teacher = await run.interrupt.run_interruptible(
+                stack.enter_async_context(runtime.start_teacher(config, initial_model, decode_pool, run.run_dir))
+            )
+            actors = Runtime(learner, scheduler, transport, monitor, teacher)
 
             async def train_and_export() -> None:
                 await train(config, run.run_dir, actors, handover, run.progress, run.interrupt)

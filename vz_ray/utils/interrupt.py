@@ -39,6 +39,18 @@ class StopRequested(Exception):
         self.resume_hint = resume_hint
 
 
+def describe_saved(steps: int) -> str:
+    """Return what a stopped run has saved, as part of its message.
+
+    Example: `describe_saved(1)` -> `"saved the run after 1 step"`
+    """
+    return f"saved the run after {steps} step{'s' if steps > 1 else ''}" if steps else "no step was completed"
+
+
+class StepStopped(Exception):
+    """A training step was dropped because a stop was requested; the weights are those before the step."""
+
+
 class Interrupt:
     """Context manager: the first SIGINT or SIGTERM sets `requested`, the second kills the process.
 
@@ -70,6 +82,11 @@ class Interrupt:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
 
     @property
+    def reason(self) -> str:
+        """The signal that requested the stop, as part of a message."""
+        return f"stopped by {self._signal_name}"
+
+    @property
     def requested(self) -> bool:
         """Whether a stop was requested. Also reinstalls the handlers if a library replaced them.
 
@@ -82,7 +99,7 @@ class Interrupt:
     def raise_if_requested(self) -> None:
         """Raise `StopRequested` if a stop was requested."""
         if self.requested:
-            raise StopRequested(f"stopped by {self._signal_name}", self._resume_hint)
+            raise StopRequested(self.reason, self._resume_hint)
 
     async def wait_requested(self) -> None:
         """Wait until a stop is requested."""

@@ -16,11 +16,12 @@ import sys
 import threading
 import time
 import traceback
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from vz_ray.utils.memory_file import MemoryFile, ProcessEndedError
 
 DUMP_TIMEOUT_S = 5.0
 """Maximum time for writing the stacks; it usually takes milliseconds."""
@@ -34,16 +35,13 @@ _FRAME = re.compile(r'  File "(.+)", line (\d+) in (.+)')
 
 @dataclass(frozen=True, slots=True)
 class StackDumper:
-    """Handle of a process that writes the stacks of all its threads on SIGUSR1.
+    """Handle of a process that writes the stacks of all its threads to `output` on SIGUSR1."""
 
-    Attributes:
-        descriptor: File descriptor of the output, in that process. The file is anonymous memory.
-        name: Unique name of the output file. It distinguishes the process from a later one with the same id.
-    """
+    output: MemoryFile
 
-    pid: int
-    descriptor: int
-    name: str
+    @property
+    def pid(self) -> int:
+        return self.output.pid
 
 
 class StackDumpError(RuntimeError):
@@ -56,10 +54,9 @@ def install_stack_dumper() -> StackDumper:
     `faulthandler` runs it even while a thread is blocked in C code. The output goes to memory, so a hung
     disk does not block the dump.
     """
-    name = f"stacks-{uuid.uuid4().hex}"
-    descriptor = os.memfd_create(name)
-    faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True)
-    return StackDumper(os.getpid(), descriptor, name)
+    output = MemoryFile.create("stacks")
+    faulthandler.register(signal.SIGUSR1, file=output.descriptor, all_threads=True)
+    return StackDumper(output)
 
 
 def dump_stacks(dumper: StackDumper, timeout_s: float = DUMP_TIMEOUT_S) -> tuple[str, str]:
@@ -108,13 +105,10 @@ def format_stacks() -> str:
 
 
 def _request_stacks(dumper: StackDumper, timeout_s: float) -> str:
-    path = Path(f"/proc/{dumper.pid}/fd/{dumper.descriptor}")
     try:
-        if dumper.name not in os.readlink(path):
-            raise StackDumpError(f"process {dumper.pid} has ended, and another process has its id")
-        file = path.open("rb")
-    except OSError as error:
-        raise StackDumpError(f"process {dumper.pid} has ended") from error
+        file = dumper.output.open("rb")
+    except ProcessEndedError as error:
+        raise StackDumpError(str(error)) from error
     with file:
         start = size = file.seek(0, os.SEEK_END)
         deadline = time.monotonic() + timeout_s

@@ -1,7 +1,7 @@
-"""Patches for two crashes of vLLM 0.32's CPU engine.
+"""Patches for faults of vLLM 0.32's CPU engine: two crashes, and wrong experts after a publish.
 
-Both are in code paths that every run takes on CPU and none takes on GPUs. The vLLM plugin installs
-them in the engine's processes.
+All are in code paths that runs take on CPU and none takes on GPUs. The vLLM plugin installs them in the
+engine's processes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ def install_patches() -> None:
     if current_platform.is_cpu():
         _keep_images()
         _rewind_seeds()
+        _pack_reloaded_experts()
 
 
 def _keep_images() -> None:
@@ -45,6 +46,26 @@ def _rewind_seeds() -> None:
     only CUDA generators have.
     """
     torch.Generator = RewindingGenerator  # type: ignore[misc]
+
+
+def _pack_reloaded_experts() -> None:
+    """Pack the weights of experts after every load.
+
+    The CPU kernel computes with packed weights. vLLM packs them after the first load only, and after a reload
+    copies unpacked weights into the packed ones.
+    """
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod as Method
+
+    if Method.process_weights_after_loading is not _pack_after_loading:
+        _pack_after_loading.original = Method.process_weights_after_loading  # type: ignore[attr-defined]
+        Method.process_weights_after_loading = _pack_after_loading
+
+
+def _pack_after_loading(method: Any, layer: Any) -> None:
+    is_reload = method.moe_kernel is not None
+    _pack_after_loading.original(method, layer)  # type: ignore[attr-defined]
+    if is_reload:
+        method.moe_kernel.fused_experts.process_weights_after_loading(layer)
 
 
 class RewindingGenerator(torch.Generator):

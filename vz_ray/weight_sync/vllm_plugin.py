@@ -8,6 +8,7 @@ import Ray.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,12 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.lora.lora_model import LoRAModel
 
 from vz_ray.weight_sync import vllm_cpu_patches
 from vz_ray.weight_sync.backends import ENGINE_ENV_VAR, VLLM_BACKENDS
 from vz_ray.weight_sync.parent_watchdog import exit_with_parent
+from vz_ray.weight_sync.vllm_adapter import ADAPTED_LAYERS_KEY, AdapterReload
 from vz_ray.weight_sync.vllm_reload import WeightReload
 from vz_ray.weight_sync.weight_store import read_manifest, read_tensors
 
@@ -43,21 +46,35 @@ class ShmUpdateInfo(WeightTransferUpdateInfo):
 
 
 class CompleteReload:
-    """Mixin for transfer engines: an update must load every layer completely."""
+    """Mixin for transfer engines: an update must load every layer completely, or every layer's adapter.
+
+    Attributes:
+        adapter: The last adapter received; None before the first, and in engines that receive all weights.
+    """
 
     model: Any
     model_config: Any
-    _reload: WeightReload | None = None
+    vllm_config: Any
+    set_weight_update_target: Callable[[Any, Any], None]
+    adapter: LoRAModel | None = None
+    _reload: WeightReload | AdapterReload | None = None
 
     @property
-    def reload(self) -> WeightReload:
+    def reload(self) -> WeightReload | AdapterReload:
         """The current update."""
         if self._reload is None:
             raise RuntimeError("no weight update is in progress; call start_weight_update first")
         return self._reload
 
     def start_weight_update(self) -> None:
-        self._reload = WeightReload(self.model, self.model_config)
+        lora = self.vllm_config.lora_config
+        if lora is None:
+            self._reload = WeightReload(self.model, self.model_config)
+            return
+        layers = self.vllm_config.additional_config[ADAPTED_LAYERS_KEY]
+        self._reload = AdapterReload(self.model, layers, lora.lora_dtype)
+        # The NCCL backend loads into the target; vLLM's worker resets it.
+        self.set_weight_update_target(self._reload, self.model_config)
 
     def load_version(self, update: ShmUpdateInfo) -> None:
         """Load a version from its directory. Each tensor is checked before it is loaded."""
@@ -69,7 +86,7 @@ class CompleteReload:
         self.reload.load(read_tensors(update.directory, manifest))
 
     def finish_weight_update(self) -> None:
-        self.reload.finish()
+        self.adapter = self.reload.finish()
         self._reload = None
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vz_ray.families import FAMILIES
 from vz_ray.utils.errors import UserError
 from vz_ray.weight_sync.weight_version import TensorSpec, dtype_name
 
@@ -17,7 +18,7 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class WeightSource(Protocol):
-    """All full tensors of a model under their HF names, each exactly once.
+    """All full tensors of a model under the names and in the layout of HF checkpoints, each exactly once.
 
     Tied tensors appear once, under the name that HF saves (the embedding).
     """
@@ -80,6 +81,31 @@ class CollectiveSource:
                 continue
 
 
+class StoredLayout:
+    """Layout of a module's parameters in HF checkpoints and engines; for some families not that of transformers.
+
+    transformers loads `[E, 2I, H]` experts of Qwen3-VL from files with `[E, H, 2I]`, but does not save them so.
+
+    Args:
+        module: HF model; a module without an HF config stores its parameters as they are.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", ""))
+
+    def is_transposed(self, name: str) -> bool:
+        """Return whether checkpoints hold a parameter with its last two dimensions exchanged."""
+        return self._family is not None and self._family.is_stored_transposed(name)
+
+    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a parameter in checkpoints."""
+        return (*shape[:-2], shape[-1], shape[-2]) if self.is_transposed(name) else shape
+
+    def tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a whole parameter as checkpoints hold it, contiguous; a copy if its layout differs."""
+        return tensor.transpose(-1, -2).contiguous() if self.is_transposed(name) else tensor
+
+
 class ModuleSource:
     """Parameters of a plain torch module whose names are HF names.
 
@@ -91,17 +117,23 @@ class ModuleSource:
     def __init__(self, module: torch.nn.Module, *, dtype: torch.dtype | None = None) -> None:
         self._module = module
         self._dtype = dtype
+        self._layout = StoredLayout(module)
 
     def specs(self) -> list[TensorSpec]:
         return [
-            TensorSpec(name, dtype_name(self._dtype or parameter.dtype), tuple(parameter.shape))
+            TensorSpec(
+                name, dtype_name(self._dtype or parameter.dtype), self._layout.shape(name, tuple(parameter.shape))
+            )
             for name, parameter in self._module.named_parameters()
         ]
 
     def buckets(self, max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
         parameters = dict(self._module.named_parameters())
         for bucket in split_into_buckets(self.specs(), max_bytes):
-            yield {spec.name: parameters[spec.name].detach().to(self._dtype) for spec in bucket}
+            yield {
+                spec.name: self._layout.tensor(spec.name, parameters[spec.name].detach().to(self._dtype))
+                for spec in bucket
+            }
 
 
 class CheckpointSource:

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+ADAPTER_PARTS = (".lora_A.weight", ".lora_B.weight")
+"""Ends of the names of an adapter's tensors A `[r, in]` and B `[out, r]`, after the HF name of their layer."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeScore:
