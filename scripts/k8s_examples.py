@@ -5,13 +5,14 @@ python scripts/k8s_examples.py
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
+from typer.testing import CliRunner
+
+from vz_ray.cli import app
 
 PROJECT = Path(__file__).resolve().parents[1]
 K8S = PROJECT / "k8s"
@@ -24,14 +25,11 @@ def example_arguments() -> dict[str, list[str]]:
 
 
 def render_example(arguments: list[str]) -> str:
-    """Return the output of `vz-ray k8s render`."""
-    command = [sys.executable, "-m", "vz_ray.cli", "k8s", "render", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    result = subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    if result.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: {result.stderr}")
+    """Return the output of `vz-ray k8s render`; its files are relative to the project."""
+    with contextlib.chdir(PROJECT):
+        result = CliRunner().invoke(app, ["k8s", "render", *arguments])
+    if result.exception:
+        raise result.exception
     return result.stdout
 
 

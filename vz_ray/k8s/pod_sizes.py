@@ -4,6 +4,7 @@ A group's pods hold the actors of one or two kinds:
 
     learner   ranks; with shared GPUs also engines
     rollout   one engine
+    teacher   one engine of the teacher
     clips     decoders
     serve     one served engine and its decoders
 
@@ -22,6 +23,7 @@ from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.config.site import NodeTypeConfig, SiteConfig
+from vz_ray.families import load_model_shape
 from vz_ray.jobs.resource_demands import ResourceDemand, resource_demands
 from vz_ray.k8s.run_spec import RunSpec
 from vz_ray.planning.assumptions import Assumptions
@@ -174,7 +176,7 @@ class _Sizer:
             num_decoders = run.config.clips.num_actors if served else math.ceil(decoders.max_count / max(pods))
             cpus += num_decoders * decoders.resources["CPU"]
         if not gpus and not demand.gang:
-            cpus = max(cpus, self._engine().num_threads)
+            cpus = max(cpus, self._engine(demand.node_group).num_threads)
         if gpus:
             cpus = max(cpus, min(CPUS_PER_GPU * gpus, node.cpus * gpus / node.gpus))
         shm = self._shm_gib(demand.node_group)
@@ -235,18 +237,22 @@ class _Sizer:
             if self._run.shares_gpus:
                 total += self._engine_gib()
             return total
-        return self._engine_gib()
+        return self._engine_gib(demand.node_group)
 
-    def _engine_gib(self) -> float:
+    def _engine_gib(self, node_group: str = "rollout") -> float:
         """Return the memory of an engine: process, cache of frames, and weights that it reads."""
-        engine, nbytes = self._engine(), 2 if self._run.gpus else 4
-        total = ENGINE_GIB[not self._run.gpus] + engine.mm_processor_cache_gib
-        total += nbytes * self._run.shape.parameters / GIB
+        engine, nbytes = self._engine(node_group), 2 if self._run.gpus else 4
+        shape = self._run.shape if node_group != "teacher" else load_model_shape(self._run.config.teacher.model)
+        total = ENGINE_GIB[not self._run.gpus] + engine.mm_processor_cache_gib + nbytes * shape.parameters / GIB
         return total if self._run.gpus else total + (engine.kv_cache_gib or 0.0)
 
-    def _engine(self) -> EngineConfig:
+    def _engine(self, node_group: str) -> EngineConfig:
         config = self._run.config
-        return config.engine if isinstance(config, ServeConfig) else config.rollout.engine
+        if isinstance(config, ServeConfig):
+            engine: EngineConfig = config.engine
+        else:
+            engine = (config.teacher if node_group == "teacher" else config.rollout).engine
+        return engine
 
     def _decoder_gib(self) -> float:
         clips = self._run.config.clips

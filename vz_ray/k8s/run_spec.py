@@ -185,8 +185,9 @@ def _size_overrides(request: RenderRequest, config: ClusterConfig) -> list[str]:
                 "--spot is given; engines share the learner's GPUs (train.colocate or weights.transport), which "
                 "must be on demand: use conf/videozoomer-7b-rl-split.yaml"
             )
-        return [f"learner.world_size={gpus}", f"rollout.num_workers={gpus}"] if gpus else []
-    ranks = config.learner.world_size if isinstance(config, GrpoRunConfig) else 0
+        shared = gpus - _teacher_gpus(config)
+        return [f"learner.world_size={shared}", f"rollout.num_workers={shared}"] if gpus else []
+    ranks = config.learner.world_size + _teacher_gpus(config) if isinstance(config, GrpoRunConfig) else 0
     engines = _engines(gpus, ranks, config.rollout.engine.tensor_parallel_size) if gpus else config.rollout.worker_limit
     if spot:
         return [
@@ -201,10 +202,16 @@ def _size_overrides(request: RenderRequest, config: ClusterConfig) -> list[str]:
     return [f"rollout.num_workers={engines}"]
 
 
+def _teacher_gpus(config: GrpoRunConfig) -> int:
+    """Return the GPUs of the teacher's engines."""
+    teacher = config.teacher
+    return teacher.num_workers * teacher.engine.tensor_parallel_size if teacher.enabled else 0
+
+
 def _engines(gpus: int, ranks: int, size: int) -> int:
     """Return how many engines of `size` GPUs are left beside the ranks."""
     if gpus and gpus < ranks + size:
-        learner = f"the learner's ranks (learner.world_size {ranks}) and " if ranks else ""
+        learner = f"the learner and a teacher ({ranks}, learner.world_size) and " if ranks else ""
         raise UserError(f"--gpus is {gpus}; {learner}one engine need {ranks + size}. Use at least {ranks + size}")
     return (gpus - ranks) // size
 
@@ -223,6 +230,8 @@ def _placement_overrides(config: ClusterConfig, site: SiteConfig, *, gpus: bool)
         values["sft_learner.node_group"] = "learner"
     if isinstance(config, RolloutRunConfig):
         shares = isinstance(config, GrpoRunConfig) and config.shares_gpus
+        if isinstance(config, GrpoRunConfig) and config.teacher.enabled:
+            values["teacher.node_group"] = "teacher"
         values["rollout.node_group"] = "learner" if shares else "rollout"
     values["clips.node_group"] = "clips" if site.cpu_node.cpus else main
     return [f"{key}={value}" for key, value in values.items()]
@@ -238,6 +247,8 @@ def _check_paths(config: ClusterConfig, kind: str, site: SiteConfig) -> None:
     paths = {"model": str(config.model)}
     if not isinstance(config, ServeConfig):
         paths |= input_paths(config) | {"runs": config.runs}
+    if isinstance(config, GrpoRunConfig) and config.teacher.enabled:
+        paths["teacher.model"] = config.teacher.model
     required = {"model", "runs", "data.train"} - ({"data.train"} if isinstance(config, QuickstartConfig) else set())
     for key, path in paths.items():
         if not path and key not in required:
