@@ -161,6 +161,9 @@ def test_memory_covers_states_engines_and_shared_memory():
 def test_decoders_share_the_pods_if_there_are_no_cpu_nodes():
     site = SiteConfig()
     site.cpu_node.cpus = 0
+    with pytest.raises(UserError, match="learner needs memory_gib .* gpu_node.memory_gib is 960: use more GPUs"):
+        workload(["conf/videozoomer-7b-rl-8gpu.yaml", *DATA], site)
+    site.gpu_node.memory_gib = 1300
     job = workload(["conf/videozoomer-7b-rl-8gpu.yaml", *DATA], site)
     assert sizes(job) == {"learner": (1, 1, 64, 8)}
     assert "clips.node_group=learner" in job.spec["entrypoint"]

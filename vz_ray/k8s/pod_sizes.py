@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from vz_ray.config.rollout import EngineConfig
 from vz_ray.config.run import GrpoRunConfig
@@ -25,6 +25,7 @@ from vz_ray.config.sft import SftRunConfig
 from vz_ray.config.site import NodeTypeConfig, SiteConfig
 from vz_ray.families import load_model_shape
 from vz_ray.jobs.resource_demands import ResourceDemand, resource_demands
+from vz_ray.k8s.pod_group import ClusterSize, PodGroup, check_fits
 from vz_ray.k8s.run_spec import RunSpec
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.gpu_figures import require_gpu
@@ -56,60 +57,6 @@ IDLE_S = 300
 """Idle time after which the autoscaler removes a pod: engines take minutes to start."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodGroup:
-    """Pods of a node group.
-
-    Attributes:
-        name: Node group, also the Ray resource that its pods advertise.
-        min_pods: Minimum number.
-        max_pods: Maximum number.
-        cpus: CPUs of a pod.
-        gpus: GPUs of a pod.
-        memory_gib: Memory of a pod, including `shm_gib`.
-        shm_gib: Size of /dev/shm.
-        object_store_gib: Ray's object store, part of /dev/shm.
-        scratch_gib: Size of /scratch.
-        spot: On spot machines.
-    """
-
-    name: str
-    min_pods: int
-    max_pods: int
-    cpus: float
-    gpus: int
-    memory_gib: int
-    shm_gib: int
-    object_store_gib: float
-    scratch_gib: int
-    spot: bool = False
-
-    @property
-    def elastic(self) -> bool:
-        return self.min_pods < self.max_pods
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterSize:
-    """Pods of a workload, and the time that they need to stop.
-
-    Attributes:
-        head: The head's pod.
-        groups: Worker groups.
-        stop_s: Time of a job between a request to stop and its exit.
-        stop_reason: How it is computed.
-    """
-
-    head: PodGroup
-    groups: tuple[PodGroup, ...]
-    stop_s: int
-    stop_reason: str
-
-    @property
-    def elastic(self) -> bool:
-        return any(group.elastic for group in self.groups)
-
-
 def size_cluster(run: RunSpec, site: SiteConfig) -> ClusterSize:
     """Return the pods of a run.
 
@@ -133,7 +80,7 @@ def size_cluster(run: RunSpec, site: SiteConfig) -> ClusterSize:
     groups = tuple(_Sizer(run, site, plan).groups())
     head = _head(run, site)
     for group in (head, *groups):
-        _check_fits(group, site)
+        check_fits(group, site)
     return ClusterSize(head, groups, stop_s, reason)
 
 
@@ -271,39 +218,6 @@ class _Sizer:
             size += WEIGHT_VERSIONS * nbytes * self._run.shape.parameters / GIB
         # vLLM's preprocessing and NCCL use some as well.
         return size + (4.0 if self._run.gpus else 0.25)
-
-
-def _check_fits(group: PodGroup, site: SiteConfig) -> None:
-    """Raise if a pod fits no node of the site."""
-    on_gpus = group.gpus > 0 or not site.cpu_node.cpus
-    node, key = (site.gpu_node, "gpu_node") if on_gpus else (site.cpu_node, "cpu_node")
-    disk = ephemeral_gib(group, scratch_on_disk=not site.scratch_class)
-    fixes = {
-        "gpus": "lower rollout.engine.tensor_parallel_size",
-        "cpus": "lower learner.cpus_per_rank, rollout.cpus_per_worker or clips.cpus_per_actor",
-        "memory_gib": "use more GPUs, lower learner.frame_cache_mib, or train with learner.lora.rank"
-        if group.name == "learner"
-        else "lower the number or the caches of its actors",
-        "disk_gib": "lower clips.disk_cache_gib and clips.download_cache_gib, or set scratch_class",
-    }
-    needs = {"gpus": group.gpus, "cpus": group.cpus, "memory_gib": group.memory_gib, "disk_gib": disk}
-    for name, needed in needs.items():
-        available = getattr(node, name)
-        if needed > available:
-            raise UserError(
-                f"a pod of the group {group.name} needs {name} {needed:g}, and {key}.{name} is {available:g}: "
-                f"{fixes[name]}, or describe larger nodes in the site file"
-            )
-
-
-def small_volume_gib(group: PodGroup) -> tuple[int, int]:
-    """Return the sizes of /tmp and of Ray's logs."""
-    return (10, 20) if group.memory_gib > 16 else (1, 1)
-
-
-def ephemeral_gib(group: PodGroup, *, scratch_on_disk: bool) -> int:
-    """Return the disk that a pod requests: the sum of its volumes on the node's disk."""
-    return sum(small_volume_gib(group)) + (group.scratch_gib if scratch_on_disk else 0)
 
 
 def _round_up(value: float, step: int) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.site import SiteConfig
-from vz_ray.k8s.pod_sizes import STOP_MARGIN_S, ClusterSize, PodGroup, ephemeral_gib, small_volume_gib
+from vz_ray.k8s.pod_group import ClusterSize, PodGroup, ephemeral_gib, small_volume_gib
+from vz_ray.k8s.pod_sizes import STOP_MARGIN_S
 from vz_ray.k8s.run_spec import CONFIG_DIR, SCRATCH, RunSpec
 
 Manifest = dict[str, Any]

@@ -12,7 +12,8 @@ import yaml
 
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.site import SiteConfig
-from vz_ray.k8s.pod_sizes import IDLE_S, STOP_MARGIN_S, ClusterSize, PodGroup, size_cluster
+from vz_ray.k8s.pod_group import ClusterSize, PodGroup
+from vz_ray.k8s.pod_sizes import IDLE_S, STOP_MARGIN_S, size_cluster
 from vz_ray.k8s.pod_spec import LOCKED, SPOT_MARKET, USER, Manifest, pod_labels, pod_template
 from vz_ray.k8s.run_spec import SCRATCH, RenderRequest, RunSpec, load_run
 from vz_ray.utils.placement import NODE_GROUP_AMOUNT
