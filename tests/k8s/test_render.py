@@ -161,7 +161,7 @@ def test_memory_covers_states_engines_and_shared_memory():
 def test_decoders_share_the_pods_if_there_are_no_cpu_nodes():
     site = SiteConfig()
     site.cpu_node.cpus = 0
-    with pytest.raises(UserError, match="learner needs memory_gib .* gpu_node.memory_gib is 960: use more GPUs"):
+    with pytest.raises(UserError, match=r"learner needs memory_gib .* gpu_node.memory_gib is 960: use more GPUs"):
         workload(["conf/videozoomer-7b-rl-8gpu.yaml", *DATA], site)
     site.gpu_node.memory_gib = 1300
     job = workload(["conf/videozoomer-7b-rl-8gpu.yaml", *DATA], site)
@@ -204,7 +204,7 @@ def test_yaml_round_trip_and_comment(tmp_path: Path):
         (SFT, {"spot": True}, "SFT has no rollout workers"),
         (SHARED, {"spot": True}, "use conf/videozoomer-7b-rl-split.yaml"),
         (SERVE, {}, "--kind is job and the command is serve"),
-        (SPLIT, {"gpus": 8}, r"--gpus is 8; .*learner.world_size 8.* Use at least 9"),
+        (SPLIT, {"gpus": 8}, r"--gpus is 8; .*learner.world_size.* Use at least 9"),
         ([*SFT, "name=x"], {}, "--name sets it, remove name="),
         (
             [*SHARED, "data.train=data/t.json"],

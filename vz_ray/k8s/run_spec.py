@@ -211,8 +211,8 @@ def _teacher_gpus(config: GrpoRunConfig) -> int:
 def _engines(gpus: int, ranks: int, size: int) -> int:
     """Return how many engines of `size` GPUs are left beside the ranks."""
     if gpus and gpus < ranks + size:
-        learner = f"the learner and a teacher ({ranks}, learner.world_size) and " if ranks else ""
-        raise UserError(f"--gpus is {gpus}; {learner}one engine need {ranks + size}. Use at least {ranks + size}")
+        taken = f"the learner (learner.world_size) and a teacher take {ranks}, " if ranks else ""
+        raise UserError(f"--gpus is {gpus}; {taken}an engine takes {size}. Use at least {ranks + size}")
     return (gpus - ranks) // size
 
 
