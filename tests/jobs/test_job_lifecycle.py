@@ -176,6 +176,13 @@ async def test_lost_cluster_fails_with_attach_hint() -> None:
         await follow(FakeJobClient([ConnectionError("gone")], 10**6))
 
 
+def test_killed_driver_names_the_signal_and_the_cause() -> None:
+    job = JobInfo("long", "long", "FAILED", "exec a", exit_code=-9, started_ms=1000, ended_ms=61_000)
+    assert submit.describe_outcome(job) == (
+        "was killed by SIGKILL, probably because its node ran out of memory, after 1 min 00 s"
+    )
+
+
 class StoppableClient:
     """Job client of one job that ends with a status and an output when it is stopped."""
 

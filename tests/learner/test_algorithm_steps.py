@@ -14,6 +14,7 @@ from tests.learner.training_data import TrainingData
 from vz_ray.config.learner import OptimizerConfig
 from vz_ray.config.loss import LossConfig
 from vz_ray.env.trajectory import EpisodeStatus, Group, SampledAction, Trajectory
+from vz_ray.learner.mini_batch import build_mini_batches
 from vz_ray.learner.trainer import Trainer
 from vz_ray.video.frame import ZoomRequest
 
@@ -117,7 +118,8 @@ def test_masks_and_turn_credit_reach_the_loss(setup: Setup) -> None:
     trainer = setup.trainer
     for name in ("default", "shaped_turns", "masked_turns", "masked_episodes"):
         metrics = setup.step(CHOICES[name])
-        (batch,) = trainer._build_mini_batches(setup.groups)
+        plan, loss = trainer.micro_batches.plan, trainer.config.loss
+        (batch,) = build_mini_batches(setup.groups, trainer.encode, plan, 8, loss)
         expected = 0.0
         for example, advantages, weights in zip(batch.examples, batch.advantages, batch.loss_weights, strict=True):
             turns = range(len(example.turn_lengths))

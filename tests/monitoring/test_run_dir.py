@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 from pathlib import Path
@@ -89,6 +90,17 @@ def try_to_lock(path: Path, answers) -> None:
             answers.put("locked")
     except UserError as error:
         answers.put(str(error))
+
+
+def test_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    run, _ = RunDir.create_or_resume(tmp_path / "run", "a: 1\n")
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"has no file locks \(No locks available\).* option flock"), run.lock():
+        pass
 
 
 def test_only_one_process_holds_the_run_lock(tmp_path):

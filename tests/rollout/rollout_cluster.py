@@ -235,7 +235,7 @@ async def open_rollout_cluster(
         health_check_interval_s=0.5,
     )
     with start_ray_nodes(num_cpus=1, num_gpus=0) as nodes, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vz_ray.rollout.worker_pool._NO_WORKER_WARN_AFTER_S", 1.0)
+        patch.setattr("vz_ray.rollout.pool_maintenance._NO_WORKER_WARN_AFTER_S", 1.0)
         pool = DecodePool.start(ClipsConfig(num_actors=2, cpus_per_actor=0.1, disk_cache_gib=0))
         setup = WorkerSetup(str(model), config, EPISODE, RewardConfig(), pool, score_episode, str(path / "logs"))
         faults = FaultInjector()

@@ -23,18 +23,32 @@ from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import EngineConfig, RolloutConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.decode.pool import DecodePool
+from vz_ray.env.chat_format import ChatFormat
+from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.task import Task
-from vz_ray.env.trajectory import EpisodeStatus, Group, SampledAction, SamplingParams, Trajectory
+from vz_ray.env.trajectory import (
+    EpisodeId,
+    EpisodeStatus,
+    ExternalAction,
+    Group,
+    SampledAction,
+    SamplingParams,
+    Trajectory,
+)
 from vz_ray.needle.needle_video import QuestionKind, make_video
+from vz_ray.needle.oracle import format_zoom_turn
 from vz_ray.needle.synthesis import encode_video, make_tasks
 from vz_ray.rewards import score_episode
 from vz_ray.rollout.ray_worker import RayWorkerClient, fetch_weights
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup
 from vz_ray.rollout.sample_tracker import SampleTracker
+from vz_ray.rollout.turn_log import TurnLog
 from vz_ray.rollout.vllm_engine import banned_token_ids
+from vz_ray.rollout.worker_handle import WorkerLostError, WorkerState
 from vz_ray.weight_sync import (
     ModuleSource,
     ParityCheck,
@@ -172,6 +186,52 @@ async def test_killed_worker_is_replaced_without_losses(single_node: SingleNodeR
     assert len([key for key in single_node.tracker.accepted if key[0] == 2]) == 16
     _, alive = psutil.wait_procs(engines, timeout=30)
     assert not alive
+
+
+class ZoomThenFail:
+    """Zoom once; the worker is lost in the second turn."""
+
+    def __init__(self, chat_format: ChatFormat) -> None:
+        self._chat_format = chat_format
+
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
+        if request_id.endswith("turn1"):
+            raise WorkerLostError("the worker was lost")
+        text = format_zoom_turn("x", 8, 10, 2)
+        return ExternalAction(text, self._chat_format.encode_assistant(text))
+
+
+async def test_worker_continues_an_episode_of_a_lost_worker(single_node: SingleNodeRollout, path: Path) -> None:
+    """The log-probs of the next turn match: tokens and frames of the completed turn are the same."""
+    chat_format, task, turns = load_chat_format(path / "model", EPISODE), single_node.tasks[0], TurnLog()
+    lost, retried = EpisodeId(9, task.task_id, 0), EpisodeId(9, task.task_id, 0, attempt=1)
+    with pytest.raises(WorkerLostError):
+        await run_episode(
+            task,
+            ZoomThenFail(chat_format),
+            single_node.pool,
+            chat_format,
+            EPISODE,
+            episode_id=lost,
+            sampling_params=SamplingParams(),
+            on_event=turns.recorder(lost),
+        )
+    [worker] = [worker for worker in single_node.scheduler.pool._workers if worker.state is WorkerState.READY]
+    reported = turns.take_changed()[lost]
+    trajectory = await worker.client.run_episode(task, retried, SamplingParams(max_tokens=24, seed=1), None, reported)
+    assert trajectory.extra["resumed_turns"] == 1
+    zoom, answer = trajectory.turns[:2]
+    assert (zoom.action, zoom.observation) == (
+        TurnLog.decode(reported)[0].action,
+        TurnLog.decode(reported)[0].observation,
+    )
+    assert zoom.observation is not None
+    assert len(zoom.observation.frame_refs) == 4
+    assert isinstance(answer.action, SampledAction)
+    frames = await single_node.pool.resolve([*trajectory.prompt.frame_refs, *zoom.observation.frame_refs])
+    ids = (*trajectory.prompt.compact_ids, *zoom.action.token_ids, *zoom.observation.compact_ids)
+    expected = single_node.reference.logprobs(Prompt(ids, tuple(frames), ()), answer.action.token_ids, 1.0)
+    assert max_abs_diff(answer.action.logprobs, expected) <= 1e-4
 
 
 async def test_replacement_receives_the_next_version(single_node: SingleNodeRollout) -> None:

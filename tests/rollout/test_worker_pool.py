@@ -181,7 +181,7 @@ async def test_close_fails_waiting_groups(start_scheduler: StartScheduler) -> No
 
 @pytest.fixture
 def fast_autoscaling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vz_ray.rollout.worker_pool._AUTOSCALE_INTERVAL_S", 0.01)
+    monkeypatch.setattr("vz_ray.rollout.pool_maintenance._SCALE_INTERVAL_S", 0.01)
 
 
 def alive(factory: WorkerFactory) -> list[str]:
@@ -322,7 +322,7 @@ async def test_unschedulable_workers_are_retried(start_scheduler: StartScheduler
 async def test_lack_of_workers_warns_then_fails(
     start_scheduler: StartScheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vz_ray.rollout.worker_pool._NO_WORKER_WARN_AFTER_S", 0.1)
+    monkeypatch.setattr("vz_ray.rollout.pool_maintenance._NO_WORKER_WARN_AFTER_S", 0.1)
 
     def script(worker: FakeWorkerClient) -> None:
         if worker.name != "rollout-0":

@@ -13,8 +13,8 @@ from vz_ray.monitoring.metric_logger import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-MANY_EPOCHS = 300
-"""Passes over the episodes of a step, so that a learner step takes minutes."""
+MANY_EPOCHS = 60
+"""Passes over the episodes of a step, so that a learner step takes long."""
 
 
 def phase(run: Path) -> str:
@@ -28,7 +28,7 @@ def test_stop_drops_the_learner_step_and_resumes_before_it(tmp_path: Path) -> No
     arguments = ["train", "conf/laptop.yaml", "name=stopped", *small.overrides()]
     arguments += ["train.max_steps=2", "train.checkpoint_every=100", f"learner.epochs={MANY_EPOCHS}"]
     process = start_vz_ray(*arguments)
-    wait_until(lambda: len(read_metrics(run / "metrics.jsonl")) == 1 and phase(run) == "learn", process)
+    wait_until(lambda: len(read_metrics(run / "metrics.jsonl")) == 1 and phase(run) == "learn", process, 500)
     send_signal(process, signal.SIGTERM)
     stopped = wait_for_exit(process, 120)
     assert stopped.returncode == 130, stopped.stderr
@@ -36,7 +36,7 @@ def test_stop_drops_the_learner_step_and_resumes_before_it(tmp_path: Path) -> No
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000001"]
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [0]
 
-    done = run_vz_ray(*arguments)
+    done = run_vz_ray(*arguments, timeout_s=500)
     assert done.returncode == 0, done.stderr
     rows = read_metrics(run / "metrics.jsonl")
     assert [(row["step"], row["learner/updates"]) for row in rows] == [(0, MANY_EPOCHS), (1, MANY_EPOCHS)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -197,17 +198,26 @@ def run_attach(client: JobClient, id: str, console: Console) -> int:
             f"\njob {id} is still running: follow it with `vz-ray submit --attach {id}`, stop it with `--stop {id}`"
         )
         return 0
-    console.print(f"job      {job.id} {_describe_outcome(job)}")
+    console.print(f"job      {job.id} {describe_outcome(job)}")
     if job.status == "SUCCEEDED":
         return 0
-    return 130 if job.status == "STOPPED" else job.exit_code or 1
+    if job.status == "STOPPED":
+        return 130
+    code = job.exit_code or 1
+    return code if code > 0 else 128 - code  # as a shell reports a signal
 
 
-def _describe_outcome(job: JobInfo) -> str:
+def describe_outcome(job: JobInfo) -> str:
+    """Return how a job ended, as the end of a sentence."""
     duration = f" after {format_duration((job.ended_ms - job.started_ms) / 1000)}" if job.ended_ms else ""
     if job.status == "FAILED" and job.exit_code is None:
         return f"failed{duration}: {(job.message.strip() or 'no reason given').splitlines()[0]}"
-    outcomes = {"SUCCEEDED": "succeeded", "STOPPED": "stopped", "FAILED": f"exited with {job.exit_code}"}
+    failure = f"exited with {job.exit_code}"
+    if (job.exit_code or 0) < 0:
+        failure = f"was killed by {signal.Signals(-(job.exit_code or 0)).name}"
+        if job.exit_code == -signal.SIGKILL:
+            failure += ", probably because its node ran out of memory,"
+    outcomes = {"SUCCEEDED": "succeeded", "STOPPED": "stopped", "FAILED": failure}
     return outcomes.get(job.status, job.status.lower()) + duration
 
 
@@ -220,11 +230,11 @@ def run_stop(name: str, options: SubmitOptions) -> int:
     client = JobClient(resolve_address(options.address), allow_version_mismatch=True)
     job = find_job(client, name)
     if job.finished:
-        print(f"job {job.id} has already ended: {_describe_outcome(job)}")
+        print(f"job {job.id} has already ended: {describe_outcome(job)}")
         return 0
     print(f"stopping job {job.id}; it has {options.grace_s} s to write its checkpoint")
     job = stop_job(client, job, options.grace_s + _STOP_SLACK_S)
-    print(f"job {job.id} {_describe_outcome(job)}")
+    print(f"job {job.id} {describe_outcome(job)}")
     if job.status == "SUCCEEDED":
         return 0
     if message := find_stop_message(client.read_logs(job.id)):

@@ -11,9 +11,8 @@ fetches the pixels of its share, ahead of the computation in a thread (`micro_ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +23,20 @@ from torch import Tensor
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.env.trajectory import Group, Trajectory
 from vz_ray.learner import checkpoint
-from vz_ray.learner.advantages import group_advantages, is_trainable, turns_with_loss
+from vz_ray.learner.advantages import is_trainable
 from vz_ray.learner.batch import MicroBatch, collate
 from vz_ray.learner.distributed import all_gather_object, all_reduce_max, all_reduce_sum, init_distributed
 from vz_ray.learner.entropy import EntropyController
-from vz_ray.learner.example import Example, encode_probe, encode_trajectory, teacher_logprobs
+from vz_ray.learner.example import Example, encode_probe, encode_trajectory
 from vz_ray.learner.export import export_hf
 from vz_ray.learner.frame_cache import FeatureCache
-from vz_ray.learner.grpo_loss import LossInputs, grpo_loss, loss_weights
+from vz_ray.learner.grpo_loss import grpo_loss
 from vz_ray.learner.grpo_metrics import GrpoMetrics, Metrics
 from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.lora import adapters_disabled, add_adapters
 from vz_ray.learner.micro_batches import InputTimes, MicroBatchLoader, Pixels
+from vz_ray.learner.mini_batch import MiniBatch, build_mini_batches
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel, flop_costs
 from vz_ray.learner.replay import MODEL, SkippedUpdateMeta, save_skipped_batch, too_many_skips_error
@@ -50,27 +50,6 @@ from vz_ray.weight_sync import ParityProbe, ProbeScore, WeightSource
 
 LogprobFn = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 """Returns log-probs and entropies of the sampled tokens, `[B, S]` each."""
-
-
-@dataclass(frozen=True, slots=True)
-class MiniBatch:
-    """The trajectories of one optimizer step.
-
-    Attributes:
-        trajectories: All trajectories, on every rank.
-        examples: The trajectories as arrays.
-        advantages: Of each example: `[1]`, or one per turn.
-        loss_weights: Of each example, likewise; see `grpo_loss.loss_weights`.
-        micro_batches: This rank's micro-batches, as trees of `examples`.
-        teacher_logprobs: Of the sampled tokens of each example; None without a teacher.
-    """
-
-    trajectories: list[Trajectory]
-    examples: list[Example]
-    advantages: list[NDArray[np.float64]]
-    loss_weights: list[NDArray[np.float64]]
-    micro_batches: list[list[PrefixTree]]
-    teacher_logprobs: list[NDArray[np.float64]] | None
 
 
 class Trainer:
@@ -115,6 +94,7 @@ class Trainer:
             dtype,
             chunk=config.logprob_chunk_tokens,
             vision_slice_patches=config.vision_slice_patches,
+            mlp_tile_tokens=config.mlp_tile_tokens,
             lockstep_ranks=self.rank_info if config.zero_stage == 3 else None,
         )
         check_sequence_parallel(policy.shape, config.sequence_parallel_size)
@@ -182,7 +162,8 @@ class Trainer:
         metrics: Metrics = {"groups": len(kept), "groups_dropped": len(groups) - len(kept), "updates": 0}
         if not kept:
             return metrics
-        mini_batches = self._build_mini_batches(kept)
+        size, plan = self.config.mini_batch_size, self.micro_batches.plan
+        mini_batches = build_mini_batches(kept, self.encode, plan, size, self.config.loss)
         # With dropout, the forward pass of an update does not give the log-probs of the sampling policy.
         single_update = len(mini_batches) == 1 and self.config.epochs == 1 and not self.config.lora.dropout
         grpo_metrics = GrpoMetrics(weight_version)
@@ -291,28 +272,6 @@ class Trainer:
         token_bytes = vision.feature_levels * vision.out_hidden * policy.hf.dtype.itemsize
         return FeatureCache(self.config.feature_cache_mib * 2**20, token_bytes)
 
-    def _build_mini_batches(self, groups: Sequence[Group]) -> list[MiniBatch]:
-        size, loss = self.config.mini_batch_size, self.config.loss
-        mini_batches = []
-        for start in range(0, len(groups), size):
-            part = groups[start : start + size]
-            trajectories = [trajectory for group in part for trajectory in group.trajectories]
-            examples = self.encode(trajectories)
-            unmasked = [turns_with_loss(trajectory, loss.mask_truncated) for trajectory in trajectories]
-            lengths = [int((e.turn_lengths * turns).sum()) for e, turns in zip(examples, unmasked, strict=True)]
-            weights = loss_weights(lengths, loss.aggregation, loss.fixed_length)
-            mini_batches.append(
-                MiniBatch(
-                    trajectories=trajectories,
-                    examples=examples,
-                    advantages=[values for group in part for values in group_advantages(group, loss)],
-                    loss_weights=[weight * turns for weight, turns in zip(weights, unmasked, strict=True)],
-                    micro_batches=self.micro_batches.plan(examples),
-                    teacher_logprobs=teacher_logprobs(trajectories, examples) if loss.teacher_coef else None,
-                )
-            )
-        return mini_batches
-
     @torch.no_grad()
     def _fixed_logprobs(
         self, mini_batch: MiniBatch, pixels: Pixels, single_update: bool
@@ -367,16 +326,7 @@ class Trainer:
             # External turns have no engine log-probs; the learner's replace them.
             no_engine = batch.engine_logprobs.isnan()
             old_logprobs = torch.where(no_engine, learner_old, batch.engine_logprobs)
-        teacher = mini_batch.teacher_logprobs
-        inputs = LossInputs(
-            advantages=self._per_token(batch, mini_batch.examples, mini_batch.advantages),
-            weights=self._per_token(batch, mini_batch.examples, mini_batch.loss_weights),
-            mask=batch.mask,
-            old_logprobs=old_logprobs,
-            engine_logprobs=batch.engine_logprobs,
-            ref_logprobs=None if reference is None else reference.to(device),
-            teacher_logprobs=None if teacher is None else self._pad(batch, dict(enumerate(teacher))),
-        )
+        inputs = mini_batch.loss_inputs(batch, old_logprobs, None if reference is None else reference.to(device))
         loss, sums = grpo_loss(logprobs, entropy, inputs, self._entropy.apply(self.config.loss))
         self.engine.backward(loss)
         grpo_metrics.add(sums, logprobs.detach() - old_logprobs, learner_old, batch)
@@ -419,23 +369,6 @@ class Trainer:
                 self.export_hf(saved_batch / MODEL)
         if too_many:
             raise too_many_skips_error(skips, saved_batch)
-
-    def _per_token(
-        self, batch: MicroBatch, examples: Sequence[Example], values: Sequence[NDArray[np.float64]]
-    ) -> Tensor:
-        """Return the values of the micro-batch's turns per token, `[B, S]`; `[B, 1]` if each example has one value."""
-        if any(len(values[index]) > 1 for index in batch.indices):
-            rows = {index: np.repeat(values[index], examples[index].turn_lengths) for index in batch.indices}
-            return self._pad(batch, rows)
-        return self._pad(batch, dict(enumerate(values)))
-
-    def _pad(self, batch: MicroBatch, values: Mapping[int, NDArray[np.float64]]) -> Tensor:
-        """Return the rows of the micro-batch's examples, padded with 0; `[1, 1]` if it is empty."""
-        rows = [values[index] for index in batch.indices] or [np.zeros(1)]
-        padded = np.zeros((len(rows), max(map(len, rows))))
-        for target, row in zip(padded, rows, strict=True):
-            target[: len(row)] = row
-        return torch.tensor(padded, dtype=torch.float32, device=self.rank_info.device)
 
     def _throughput(self, examples: Sequence[Example], started: float) -> Metrics:
         seconds = time.perf_counter() - started

@@ -123,7 +123,7 @@ class Progress:
 
     def print_line(self, line: str) -> None:
         """Print a permanent line above the display."""
-        self.console.print(line, highlight=False, markup=False)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def clear_stages(self) -> None:
         """Remove all stages from the display, so that dozens of stages fit the screen."""

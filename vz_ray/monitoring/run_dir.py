@@ -115,6 +115,11 @@ class RunDir:
                 lock_file.seek(0)
                 owner = lock_file.read().strip() or "unknown"
                 raise UserError(f"{self.path} is in use by process {owner}; wait for that run or stop it") from None
+            except OSError as error:
+                raise UserError(
+                    f"the file system of {self.path} has no file locks ({error.strerror}), which keep two runs apart; "
+                    "mount Lustre with the option flock, or set runs to a file system with locks, such as NFS 4"
+                ) from error
             lock_file.truncate(0)
             lock_file.write(str(os.getpid()))
             lock_file.flush()

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,11 +80,11 @@ class BaseTrainingConfig:
 
         Families that start from the text weights of the Qwen2.5-VL base learn to see, and adapt to their layers.
         """
-        if find_tiny_family(family).starts_from_base:
-            return cls(
-                steps or 400, learning_rate=1.5e-3, seed=seed, family=family, naming_share=0.15, album_share=0.35
-            )
-        return cls(steps or 3600, seed=seed, family=family)
+        tiny = find_tiny_family(family)
+        config = cls(steps or tiny.base_steps, seed=seed, family=family)
+        if tiny.starts_from_base:
+            return replace(config, learning_rate=1.5e-3, naming_share=0.15, album_share=0.35)
+        return config
 
     def lr_factor(self, step: int) -> float:
         """Return the learning rate factor: warm-up, constant, cosine decay."""

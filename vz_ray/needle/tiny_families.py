@@ -58,6 +58,8 @@ class TinyFamily(ABC):
     patch_size: ClassVar[int]
     starts_from_base: ClassVar[bool] = False
     """Whether the base starts from the text weights of the Qwen2.5-VL base."""
+    base_steps: ClassVar[int] = 3600
+    """Optimizer steps of the base's training."""
     base_sizes: ClassVar[TinyModelConfig] = TinyModelConfig()
     """Sizes of the quickstart's base."""
     engine_dtype: ClassVar[str] = "float32"
@@ -216,6 +218,7 @@ class TinyQwen3VL(TinyFamily):
         }
     }
     starts_from_base = True
+    base_steps = 400
     norm_offset: ClassVar[float] = 0.0
     """Constant that the RMS norms of the text model add to their weights."""
     rotary_share: ClassVar[float] = 1.0
@@ -323,6 +326,7 @@ class TinyQwen3VLMoe(TinyQwen3VL):
     title = "Qwen3-VL-MoE"
     hf_prefix = "Qwen3VLMoe"
     starts_from_base = False
+    base_steps = 3600
 
     def _mlp_outputs(self, layer: Any) -> Any:
         return layer.mlp.experts.down_proj if hasattr(layer.mlp, "experts") else super()._mlp_outputs(layer)
@@ -349,6 +353,7 @@ class TinyQwen3_5(TinyQwen3VL):
     hf_prefix = "Qwen3_5"
     engine_dtype = "bfloat16"
     base_sizes = TinyModelConfig(num_layers=6)
+    base_steps = 1400
     norm_offset = 1.0
     rotary_share = 0.25
     output_scale = 2.0

@@ -54,9 +54,10 @@ class RolloutWorkerActor(RolloutWorker):
         episode_id: EpisodeId,
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None,
+        completed_turns: bytes,
     ) -> tuple[Trajectory, WorkerCapacity]:
         """Run an episode and return the remaining capacity with it."""
-        trajectory = await self.run_episode(task, episode_id, sampling_params, episode_config)
+        trajectory = await self.run_episode(task, episode_id, sampling_params, episode_config, completed_turns)
         return trajectory, self.capacity()
 
     def configure(self, setup: WorkerSetup) -> None:
@@ -155,11 +156,15 @@ class RayWorkerClient(RemoteEngineClient):
         episode_id: EpisodeId,
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None,
+        completed_turns: bytes = b"",
     ) -> Trajectory:
         trajectory, self.capacity = await self._call(
-            "run_episode_with_capacity", task, episode_id, sampling_params, episode_config
+            "run_episode_with_capacity", task, episode_id, sampling_params, episode_config, completed_turns
         )
         return trajectory
+
+    async def read_completed_turns(self) -> dict[EpisodeId, bytes]:
+        return await self._call("read_completed_turns")
 
     async def call_engine(self, method: str, *args: Any) -> Any:
         return await self._call("call_engine", method, *args)

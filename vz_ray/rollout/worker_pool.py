@@ -4,10 +4,8 @@
     publish          --> every READY worker pauses, receives, is probed and resumes;
                          a worker that fails is terminated and replaced
     sleep            --> every READY worker frees its GPU; it wakes at the next publish
-    monitor          --> replace a dead worker; drain a worker on a preempted node
-    maintain         --> retry workers that could not be scheduled; report a lack of workers
-    autoscale        --> start workers for queued episodes; drain one idle worker at a time
 
+Background loops in `pool_maintenance` scale the pool, check the workers' health and retry missing workers.
 Consumers call `active_group()`, `acquire()` and `release()` to use workers, and `mark_lost()` to report
 a failure. One asyncio loop owns all state. Every change notifies the tasks in `wait_until`.
 """
@@ -18,10 +16,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from vz_ray.config.rollout import RolloutConfig
+from vz_ray.rollout.pool_maintenance import STATUS_TIMEOUT_S, PoolMaintenance
 from vz_ray.rollout.rollout_worker import WorkerStats
 from vz_ray.rollout.routing import WorkerRouter
 from vz_ray.rollout.worker_handle import (
@@ -34,17 +33,11 @@ from vz_ray.rollout.worker_handle import (
     WorkerUnschedulableError,
     next_state,
 )
-from vz_ray.rollout.worker_wait import ChangeNotifier, NoWorkersError, NoWorkerTimeout
-from vz_ray.utils.scaling_policy import ScalingPolicy
+from vz_ray.rollout.worker_wait import ChangeNotifier, NoWorkersError
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 from vz_ray.weight_sync import PublishReport, WeightPublisher, WeightTransport, WeightUpdate
 
 log = logging.getLogger(__name__)
-
-_AUTOSCALE_INTERVAL_S = 0.5
-_STATUS_TIMEOUT_S = 300.0
-"""Maximum timeout of health checks and counters, which do not wait for turns."""
-_NO_WORKER_WARN_AFTER_S, _NO_WORKER_WARN_EVERY_S = 10.0, 60.0
 
 
 class WorkerPool:
@@ -88,17 +81,9 @@ class WorkerPool:
         self._transport: WeightTransport | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._start_failures: list[str] = []
-        self._no_worker_timeout = NoWorkerTimeout(_NO_WORKER_WARN_AFTER_S, _NO_WORKER_WARN_EVERY_S)
         self._give_up_reason = ""
         self._closed = False
-        self._num_keeping = 0
-        self._scaler = ScalingPolicy(
-            min_count=config.num_workers,
-            max_count=config.worker_limit,
-            max_load_each=config.max_concurrent_episodes,
-            upscale_delay_s=config.upscale_delay_s,
-            downscale_delay_s=config.downscale_delay_s,
-        )
+        self._maintenance = PoolMaintenance(self, config, kind)
 
     async def start(self) -> None:
         """Start the workers and return when the first is READY.
@@ -109,10 +94,10 @@ class WorkerPool:
             NoWorkersError, StepTimeout: No worker became READY. The pool is closed.
         """
         for _ in range(self._config.num_workers):
-            self._spawn_worker()
-        self._run_in_background(self._maintain())
+            self.spawn_worker()
+        self._run_in_background(self._maintenance.retry_missing())
         if self._config.worker_limit > self._config.num_workers:
-            self._run_in_background(self._autoscale())
+            self._run_in_background(self._maintenance.scale())
         if not self._config.num_workers:
             return
         ready = self._wait_until(lambda: bool(self._ready_workers()))
@@ -155,13 +140,18 @@ class WorkerPool:
 
     async def worker_stats(self) -> list[WorkerStats]:
         """Return the counters of the READY workers. Workers that do not respond are omitted."""
-        timeout_s = min(self._config.turn_timeout_s, _STATUS_TIMEOUT_S)
+        timeout_s = min(self._config.turn_timeout_s, STATUS_TIMEOUT_S)
         calls = [
             with_timeout(worker.client.worker_stats(), timeout_s, target=worker.name, operation="reading its stats")
             for worker in self._ready_workers()
         ]
         results = await asyncio.gather(*calls, return_exceptions=True)
         return [result for result in results if isinstance(result, WorkerStats)]
+
+    @property
+    def active_groups(self) -> int:
+        """Number of groups that use a worker."""
+        return self._active_groups
 
     # -- use of workers -----------------------------------------------------------
 
@@ -217,7 +207,7 @@ class WorkerPool:
             if worker.was_ready:
                 self._start_failures.clear()
             if replace and len(self._start_failures) < self._max_start_failures:
-                self._start_missing()
+                self.start_missing()
         await self._terminate(worker)
 
     async def _terminate(self, worker: WorkerHandle) -> None:
@@ -256,11 +246,21 @@ class WorkerPool:
             ]
             raise NoWorkersError(f"no {self._kind} worker can be started: {'; '.join(filter(None, reasons))}")
 
+    def give_up(self, reason: str) -> None:
+        """Make tasks that wait for a worker raise `NoWorkersError`."""
+        self._give_up_reason = reason
+        self._changes.notify()
+
+    def keep_workers(self) -> contextlib.AbstractContextManager[None]:
+        """Keep the workers of the block although they have no episodes: the next batch needs them."""
+        return self._maintenance.keep_workers()
+
     # -- start and end of workers -------------------------------------------------
 
-    def _spawn_worker(self) -> None:
+    def spawn_worker(self) -> None:
+        """Start a worker in the background."""
         # A failed start counts against the pool only if the worker is needed to reach the minimum.
-        is_extra = len(self._staying_workers()) >= max(1, self._config.num_workers)
+        is_extra = len(self.staying_workers()) >= max(1, self._config.num_workers)
         worker = WorkerHandle(self._spawn(f"{self._kind}-{len(self._workers)}"), is_extra=is_extra)
         self._workers.append(worker)
         self._run_in_background(self._start_worker(worker))
@@ -280,7 +280,8 @@ class WorkerPool:
             self._starting.discard(worker.name)
             self._changes.notify()
         if is_ready:
-            await self._monitor(worker)
+            self._run_in_background(self._maintenance.collect_turns(worker))
+            await self._maintenance.monitor(worker)
 
     async def _bring_up(self, worker: WorkerHandle) -> bool:
         """Start a worker and send it the current weights. Return whether it is READY."""
@@ -314,19 +315,24 @@ class WorkerPool:
         worker.state = next_state(worker.state, event)
         self._changes.notify()
 
-    def _start_missing(self) -> None:
+    def retry_missing(self) -> None:
+        """Start missing workers again. Start failures end the run only while no worker serves."""
+        if len(self._start_failures) < self._max_start_failures or self.any_serving():
+            self.start_missing()
+
+    def start_missing(self) -> None:
         """Start workers until the minimum number is reached."""
-        for _ in range(self._config.num_workers - len(self._staying_workers())):
-            self._spawn_worker()
+        for _ in range(self._config.num_workers - len(self.staying_workers())):
+            self.spawn_worker()
 
     def _ready_workers(self) -> list[WorkerHandle]:
         return [worker for worker in self._workers if worker.state is WorkerState.READY]
 
-    def _any_serving(self) -> bool:
+    def any_serving(self) -> bool:
         """Return whether any worker has started and not died."""
         return any(worker.state not in (WorkerState.STARTING, WorkerState.DEAD) for worker in self._workers)
 
-    def _staying_workers(self) -> list[WorkerHandle]:
+    def staying_workers(self) -> list[WorkerHandle]:
         """Return the workers that serve or will serve."""
         leaving = (WorkerState.DEAD, WorkerState.DRAINING)
         return [worker for worker in self._workers if worker.state not in leaving]
@@ -340,7 +346,7 @@ class WorkerPool:
         alive = any(worker.state is not WorkerState.DEAD for worker in self._workers)
         return not alive and len(self._start_failures) >= self._max_start_failures
 
-    def _drain(self, worker: WorkerHandle, reason: str) -> None:
+    def drain(self, worker: WorkerHandle, reason: str) -> None:
         """Assign no new episodes to a worker, and terminate it after its last episode."""
         log.info("Draining worker %s: %s", worker.name, reason)
         worker.reason = reason
@@ -354,8 +360,6 @@ class WorkerPool:
             self._transition(worker, WorkerEvent.EMPTY)
         await self._terminate(worker)
 
-    # -- background loops ---------------------------------------------------------
-
     def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task, keep a reference to it (asyncio keeps only a weak one), and log its exception."""
         task = asyncio.ensure_future(work)
@@ -366,75 +370,6 @@ class WorkerPool:
         self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("Background task of the worker pool failed: %s", error, exc_info=error)
-
-    @contextlib.contextmanager
-    def keep_workers(self) -> Iterator[None]:
-        """Keep the workers of the block although they have no episodes: the next batch needs them."""
-        self._num_keeping += 1
-        try:
-            yield
-        finally:
-            self._num_keeping -= 1
-            self._scaler.idle_since = None
-
-    async def _autoscale(self) -> None:
-        """Start or drain workers to match the load."""
-        while True:
-            await asyncio.sleep(_AUTOSCALE_INTERVAL_S)
-            staying = self._staying_workers()
-            load = sum(worker.load for worker in staying) + self.queued_episodes
-            target = self._scaler.target_count(time.monotonic(), len(staying), load)
-            if self._num_keeping:
-                target = max(target, len(staying))
-            for _ in range(target - len(staying)):
-                self._spawn_worker()
-            # A SYNCING worker cannot finish its paused episodes.
-            drainable = [worker for worker in staying if worker.state is not WorkerState.SYNCING]
-            if target < len(staying) and drainable:
-                worker = min(drainable, key=lambda worker: (worker.state is WorkerState.READY, worker.load))
-                self._drain(worker, "the load needs fewer workers")
-
-    async def _monitor(self, worker: WorkerHandle) -> None:
-        """Detect the death of an idle worker and preemption notices of its node."""
-        client, timeout_s = worker.client, min(self._config.turn_timeout_s, _STATUS_TIMEOUT_S)
-        checked_states = (WorkerState.READY, WorkerState.ASLEEP)  # the check of a sleeping engine needs no GPU
-        while worker.state in (*checked_states, WorkerState.SYNCING):
-            await asyncio.sleep(self._config.health_check_interval_s)
-            if worker.state not in checked_states:
-                continue
-            try:
-                await with_timeout(client.check_health(), timeout_s, target=client.name, operation="a health check")
-                drain_reason = await with_timeout(
-                    client.drain_reason(), timeout_s, target=client.name, operation="checking its node for preemption"
-                )
-            except Exception as error:
-                await self.mark_lost(worker, str(error))
-                return
-            if drain_reason and worker.state in checked_states:
-                self._drain(worker, drain_reason)
-                self._start_missing()
-
-    async def _maintain(self) -> None:
-        """Retry missing workers, and report or give up when no worker serves."""
-        while True:
-            await asyncio.sleep(self._config.health_check_interval_s)
-            # Start failures end the run only while no worker serves.
-            if len(self._start_failures) < self._max_start_failures or self._any_serving():
-                self._start_missing()
-            self._report_no_workers(time.monotonic())
-
-    def _report_no_workers(self, now_s: float) -> None:
-        absent = bool(self.queued_episodes or self._active_groups) and not self._any_serving()
-        elapsed_s, timeout_s = self._no_worker_timeout.elapsed_s(now_s, absent), self._config.no_worker_timeout_s
-        if self._no_worker_timeout.should_warn(now_s):
-            starting = ", ".join(worker.name for worker in self._staying_workers()) or "none"
-            log.warning(
-                "No %s worker for %.0f s: %d episodes queued, %d groups active, workers starting: %s",
-                *(self._kind, elapsed_s, self.queued_episodes, self._active_groups, starting),
-            )
-        if elapsed_s > timeout_s:
-            self._give_up_reason = f"no worker for {elapsed_s:.0f} s (timeouts.no_workers_s is {timeout_s:g})"
-            self._changes.notify()
 
     # -- weights ------------------------------------------------------------------
 

@@ -90,3 +90,11 @@ def open_run(config: RolloutRunConfig | SftRunConfig) -> Iterator[RunContext]:
             run_dir.update_config(settings)
             progress.print_line(f"resuming {run_dir.path}")
         yield RunContext(run_dir, progress, interrupt, identity)
+
+
+def report_finished(run: RunContext) -> bool:
+    """Return whether the run has exported its policy before; if so, print where it is and how to continue."""
+    model = run.model_dir(POLICY_STAGE)
+    if model.exists():
+        run.progress.print_line(f"the run is finished: {model}; to train further, start a run with model={model}")
+    return model.exists()

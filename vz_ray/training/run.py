@@ -20,12 +20,13 @@ from vz_ray.families import load_model_shape
 from vz_ray.learner.placement import LearnerPlacement
 from vz_ray.learner.weight_transports import create_weight_transport
 from vz_ray.planning.published_weights import check_published_adapters
+from vz_ray.planning.sequence_parallel import check_checkpoint_heads
 from vz_ray.rewards import check_choices, check_scorers
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import monitor_run
 from vz_ray.runtime.ray_cluster import checked_ray_cluster
-from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run
+from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run, report_finished
 from vz_ray.runtime.runtime import Runtime
 from vz_ray.training.gpu_handover import GpuHandover
 from vz_ray.training.loop import train
@@ -41,6 +42,7 @@ def run_training(config: GrpoRunConfig) -> None:
         UserError: The config, the data, this machine or the cluster fails a check, or training cannot continue.
         StopRequested: A stop was requested; the checkpoint is complete.
     """
+    check_checkpoint_heads(config.model, config.learner)
     task_files = [config.data.train, *([config.data.validation] if config.train.validate_every else [])]
     for path in task_files:
         tasks = read_tasks(path)
@@ -50,6 +52,8 @@ def run_training(config: GrpoRunConfig) -> None:
     if config.publishes_adapters:
         check_published_adapters(load_model_shape(config.model), config.learner.lora)
     with open_run(config) as run:
+        if report_finished(run):
+            return
         asyncio.run(_run_training(config, run))
         run.progress.print_line(f"exported the policy to {run.model_dir(POLICY_STAGE)}")
 

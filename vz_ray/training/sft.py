@@ -20,10 +20,11 @@ from vz_ray.env.trajectory import Trajectory
 from vz_ray.learner.sft import SftState, sft_loop
 from vz_ray.monitoring.live_status import RunKind
 from vz_ray.monitoring.metric_logger import MetricLogger
+from vz_ray.planning.sequence_parallel import check_checkpoint_heads
 from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import monitor_run
 from vz_ray.runtime.ray_cluster import checked_ray_cluster
-from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run
+from vz_ray.runtime.run_context import POLICY_STAGE, RunContext, open_run, report_finished
 from vz_ray.runtime.run_monitor import RunMonitor
 from vz_ray.training.restarts import run_with_restarts
 from vz_ray.utils.errors import UserError
@@ -38,14 +39,15 @@ def run_sft(config: SftRunConfig) -> None:
     """
     if not config.data:
         raise UserError("data is empty; set it to episode logs, or to samples with messages and images")
+    check_checkpoint_heads(config.model, config.learner)
     with open_run(config) as run:
+        if report_finished(run):
+            return
         asyncio.run(_run_sft(config, run, read_sft_data(config)))
         run.progress.print_line(f"exported the policy to {run.model_dir(POLICY_STAGE)}")
 
 
 async def _run_sft(config: SftRunConfig, run: RunContext, source: SftFile | list[Trajectory]) -> None:
-    if run.model_dir(POLICY_STAGE).exists():
-        return
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(checked_ray_cluster(config))
         decode_pool = await stack.enter_async_context(runtime.decode_pool(config))
