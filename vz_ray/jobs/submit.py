@@ -125,7 +125,7 @@ def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool)
     console = Console(highlight=False)
     package = package_working_dir(options.working_dir, exclude=options.exclude, limit_mib=options.limit_mib)
     if not check_only:
-        checkinput_paths(command.config, package)
+        check_input_paths(command.config, package)
     client = JobClient(resolve_address(options.address), allow_version_mismatch=options.allow_version_mismatch)
     console.print(f"cluster  {client.address}, Ray {client.ray_version}")
     size_mib = package.total_bytes / MIB
@@ -144,7 +144,7 @@ def run_submit(command: JobCommand, options: SubmitOptions, *, check_only: bool)
     return run_attach(client, job_id, console)
 
 
-def checkinput_paths(config: ClusterConfig, package: WorkingDirPackage) -> None:
+def check_input_paths(config: ClusterConfig, package: WorkingDirPackage) -> None:
     """Raise if a relative path of the model or the data is not part of the upload.
 
     Raises:
