@@ -150,6 +150,16 @@ tests:
         exp_alerts: [{{exp_labels: {{run: stuck, severity: warning}}, exp_annotations: {{}}}}]
   - interval: 1m
     input_series:
+      - {{series: 'ray_vz_last_step_timestamp_seconds{{run="first"}}', values: '0x90'}}
+      - {{series: 'ray_vz_step{{run="first"}}', values: '0x90'}}
+      - {{series: 'ray_vz_max_steps{{run="first"}}', values: '9x90'}}
+    alert_rule_test:
+      - {{eval_time: 55m, alertname: VzRayNoProgress, exp_alerts: []}}
+      - eval_time: 65m
+        alertname: VzRayNoProgress
+        exp_alerts: [{{exp_labels: {{run: first, severity: warning}}, exp_annotations: {{}}}}]
+  - interval: 1m
+    input_series:
       - {{series: 'ray_vz_heartbeat_timestamp_seconds{{run="dead"}}', values: '0 60 120 stale'}}
       - {{series: 'ray_vz_step{{run="dead"}}', values: '3 3 3 stale'}}
       - {{series: 'ray_vz_max_steps{{run="dead"}}', values: '9 9 9 stale'}}

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -42,12 +43,13 @@ from vz_ray.needle.needle_video import QuestionKind, make_video
 from vz_ray.needle.oracle import format_zoom_turn
 from vz_ray.needle.synthesis import encode_video, make_tasks
 from vz_ray.rewards import score_episode
-from vz_ray.rollout.ray_worker import RayWorkerClient, fetch_weights
+from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup
 from vz_ray.rollout.sample_tracker import SampleTracker
 from vz_ray.rollout.turn_log import TurnLog
 from vz_ray.rollout.vllm_engine import banned_token_ids
+from vz_ray.rollout.weight_copies import WeightCopies
 from vz_ray.rollout.worker_handle import WorkerLostError, WorkerState
 from vz_ray.weight_sync import (
     ModuleSource,
@@ -242,15 +244,38 @@ async def test_replacement_receives_the_next_version(single_node: SingleNodeRoll
     assert group.trajectories[0].weight_versions == (2,)
 
 
-async def test_version_is_fetched_to_another_node(single_node: SingleNodeRollout, tmp_path: Path) -> None:
+async def test_version_is_copied_once_per_node_bucket_by_bucket(single_node: SingleNodeRollout, tmp_path: Path) -> None:
+    """Of three workers on two other nodes, two copy; the second worker of a node copies after the first has failed."""
     number = single_node.store.versions()[-1]
-    node = ray.get_runtime_context().get_node_id()
-    manifest, *buckets = await fetch_weights(str(single_node.store.path(number)), node)
-    installed = WeightStore(tmp_path / "there").install(
-        WeightManifest.from_json(await manifest), [await bucket for bucket in buckets]
-    )
-    manifest_on_disk = read_manifest(installed)
-    original = dict(read_tensors(single_node.store.path(number), manifest_on_disk))
-    copied = dict(read_tensors(installed, manifest_on_disk))
-    assert original.keys() == copied.keys()
-    assert all(torch.equal(original[name], copied[name]) for name in original)
+    directory, source = str(single_node.store.path(number)), ray.get_runtime_context().get_node_id()
+    copies, staged = WeightCopies(), list[tuple[str, int]]()
+
+    def worker(node: str, *, fails: bool = False) -> asyncio.Task[None]:
+        store = WeightStore(tmp_path / node)
+
+        async def call(method: str, _: str, manifest: str, *args: Any) -> None:
+            if method == "commit_weights":
+                store.commit_staged(WeightManifest.from_json(manifest))
+                return
+            index, bucket = args
+            store.stage_bucket(WeightManifest.from_json(manifest), index, await bucket)
+            staged.append((node, index))
+            if fails:
+                raise WorkerLostError("gone")
+
+        return asyncio.create_task(copies.ensure(directory, source, node, call))
+
+    failing, *others = worker("b", fails=True), worker("b"), worker("c")
+    with pytest.raises(WorkerLostError):
+        await failing
+    await asyncio.gather(*others)
+    await worker("b")
+    manifest = read_manifest(directory)
+    count = len(manifest.bucket_bytes)
+    assert count > 1
+    assert sorted(staged) == sorted([("b", 0), *(("b", i) for i in range(count)), *(("c", i) for i in range(count))])
+    original = dict(read_tensors(directory, manifest))
+    for node in ("b", "c"):
+        copied = dict(read_tensors(tmp_path / node / Path(directory).name, manifest))
+        assert original.keys() == copied.keys()
+        assert all(torch.equal(original[name], copied[name]) for name in original)
