@@ -5,7 +5,10 @@ r"""Learner benchmark: one GRPO step on a group of realistic shape, against unpa
     python -m benchmarks.learner --shape 7b --device cuda --dtype bfloat16 --side 252 --checkpointing \
         --only packed,frames,unshared --min-tokens 32768 --peak-tflops 989
 
-With `--short` the last command takes about 90 s on an H100 (estimated): two contenders, one step each.
+    python -m benchmarks.learner --shape realistic --only packed,unshared,padded,trl --warm-up 0 --repeats 1
+
+`--shape realistic` has one layer of width 1,024, frames of 128 visual tokens and a quarter of the frames of each clip.
+With `--short` the 7B command takes about 90 s on an H100 (estimated): two contenders, one step each.
 
 The group has 16 trajectories with 0 to 4 clips; the shared prompt and overview are 60 % of the tokens. A step
 is the forward and backward pass of the group from prepared tensors, with a trained vision tower:
@@ -53,6 +56,14 @@ MODEL = Path("assets/tiny-base")
 CONTENDERS = ("packed", "frames", "unshared", "padded", "trl")
 BATCH_SIZES = {name: (2, 4, 16) if name in ("padded", "trl") else (4096, 8192, 32_768) for name in CONTENDERS}
 """Candidate micro-batch sizes: padded rows, or tokens of a packed sequence."""
+REALISTIC_SIZES = {
+    "packed": (32_768,),
+    "frames": (8192,),
+    "unshared": (8192,),
+    "padded": (1, 2),
+    "trl": (1, 2),
+}
+"""The same for wide layers: larger matrix products gain nothing there, and padding costs."""
 LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Relative. The KL term is exponential in the log-probs, whose absolute errors are its relative errors."""
 LOSS = LossConfig(kl_coef=0.001, entropy_coef=0.0)
@@ -79,7 +90,8 @@ class PackedStep:
         if not share_prefixes and share_frames:
             distinct = {ref.digest: ref for e in batch.examples for ref in e.refs}
             repeated = sum(len(e.refs) for e in batch.examples) - len(distinct)
-            self.flops -= 3 * costs.patch * repeated * (next(iter(distinct.values())).width // 14) ** 2
+            frame = next(iter(distinct.values()))
+            self.flops -= 3 * costs.patch * repeated * (frame.width // 14) * (frame.height // 14)
         pixels, unlimited_spec = in_memory_pixels(batch.pixels), spec.without_size_limits()
         self._batches = [
             collate(
@@ -149,13 +161,15 @@ def measure(name: str, size: int, args: argparse.Namespace, repeats: int, out: P
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     model = load_model(args.shape, MODEL, dtype, device)
     vocab = model[0].config.get_text_config().vocab_size
-    batch = make_group(Workload.load(args.workload), model[1], vocab, args.side)
+    workload = Workload.load(args.workload).with_shorter_clips(args.clip_divisor)
+    batch = make_group(workload, model[1], vocab, args.side, width=args.width)
     contender = make_contender(name, size, args, batch, model, out)
-    _, loss = time_step(contender.step, args.device)
+    loss = time_step(contender.step, args.device)[1] if args.warm_up else 0.0
     seconds = []
     for _ in range(repeats):
         model[0].zero_grad()
-        seconds.append(time_step(contender.step, args.device)[0])
+        step_s, loss = time_step(contender.step, args.device)
+        seconds.append(step_s)
     memory = (
         torch.cuda.max_memory_allocated() / 1e6
         if args.device == "cuda"
@@ -174,8 +188,8 @@ def measure(name: str, size: int, args: argparse.Namespace, repeats: int, out: P
 def measure_in_subprocess(name: str, size: int, args: argparse.Namespace, repeats: int) -> dict[str, Any]:
     """Run `measure` in a subprocess, so that peak memory belongs to one contender."""
     command = [sys.executable, "-m", "benchmarks.learner", "--measure", f"{name}:{size}:{repeats}"]
-    for key in ("workload", "shape", "device", "dtype", "side", "threads"):
-        command += [f"--{key}", str(getattr(args, key))] if getattr(args, key) is not None else []
+    for key in ("workload", "shape", "device", "dtype", "side", "width", "clip_divisor", "threads", "warm_up"):
+        command += [f"--{key.replace('_', '-')}", str(value)] if (value := getattr(args, key)) is not None else []
     process = subprocess.run(
         command + ["--checkpointing"] * args.checkpointing, capture_output=True, text=True, check=False
     )
@@ -207,10 +221,12 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
 def time_sizes(name: str, args: argparse.Namespace) -> dict[int, float]:
     """Return the seconds of each candidate micro-batch size; a single candidate is not measured."""
-    sizes = [size for size in BATCH_SIZES[name] if name in ("padded", "trl") or size >= args.min_tokens]
+    candidates = REALISTIC_SIZES if args.shape == "realistic" else BATCH_SIZES
+    sizes = [size for size in candidates[name] if name in ("padded", "trl") or size >= args.min_tokens]
     if args.short or len(sizes) == 1:
         return {sizes[-1]: 0.0}
-    return {size: statistics.median(measure_in_subprocess(name, size, args, 2)["seconds"]) for size in sizes}
+    repeats = 2 if args.warm_up else 1
+    return {size: statistics.median(measure_in_subprocess(name, size, args, repeats)["seconds"]) for size in sizes}
 
 
 def check_losses(losses: dict[str, float], tolerance: float) -> None:
@@ -255,21 +271,29 @@ def summarize(args: argparse.Namespace, laps: list[dict[str, dict[str, Any]]]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", type=Path, default=None, help="JSON file of episodes")
-    parser.add_argument("--shape", choices=["tiny", "3b", "7b"], default="tiny", help="size of the model")
+    parser.add_argument("--shape", choices=["tiny", "realistic", "3b", "7b"], default="tiny", help="size of the model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--side", type=int, default=28, help="side of a frame in pixels; a multiple of 28")
+    parser.add_argument("--side", type=int, help="height of a frame in pixels, a multiple of 28; default 28")
+    parser.add_argument("--width", type=int, help="width of a frame; default: its height")
+    parser.add_argument("--clip-divisor", type=int, help="divides the frames of each clip")
     parser.add_argument("--min-tokens", type=int, default=0, help="minimum size of packed sequences")
     parser.add_argument("--checkpointing", action="store_true", help="use gradient checkpointing")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders; must include `packed`")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each contender per lap")
+    parser.add_argument("--warm-up", type=int, default=1, choices=[0, 1], help="steps before the measured ones")
     parser.add_argument("--laps", type=int, default=3, help="rounds over all contenders")
     parser.add_argument("--short", action="store_true", help="packed and unshared with their largest size, one step")
     parser.add_argument("--tolerance", type=float, help="relative tolerance of the losses; default: by dtype")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="peak of the GPU, for the MFU")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    defaults = (224, 448, 4) if args.shape == "realistic" else (28, 0, 1)
+    args.side, args.width, args.clip_divisor = (
+        default if value is None else value
+        for value, default in zip((args.side, args.width, args.clip_divisor), defaults, strict=True)
+    )
     if args.measure:
         name, size, repeats = args.measure.split(":")
         with tempfile.TemporaryDirectory() as out:

@@ -34,6 +34,14 @@ class Workload:
         ]
         return cls(episodes, [min(1700.0, rng.lognormvariate(4.1, 0.9)) for _ in range(2000)])
 
+    def with_shorter_clips(self, divisor: int) -> Workload:
+        """Return the workload with the frames of each clip divided by `divisor`, rounded up."""
+        episodes = [
+            {**episode, "clip_frames": [-(-count // divisor) for count in episode["clip_frames"]]}
+            for episode in self.episodes
+        ]
+        return Workload(episodes, self.clip_ms)
+
     def shape(self, task: int, sample: int, group_size: int) -> dict[str, Any]:
         """Return the episode of a sample of a task."""
         return self.episodes[(task * group_size + sample) % len(self.episodes)]

@@ -22,7 +22,8 @@ from vz_ray.learner.trainer import Trainer
 from vz_ray.planning.engine_memory import engine_memory
 from vz_ray.planning.episode_budget import longest_episode
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryPhase
-from vz_ray.planning.learner_memory import WorstCaseBatch, learner_footprint
+from vz_ray.planning.learner_activations import WorstCaseBatch
+from vz_ray.planning.learner_memory import learner_footprint
 from vz_ray.rollout.vllm_engine import VllmEngine
 
 pytestmark = pytest.mark.gpu

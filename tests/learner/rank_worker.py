@@ -111,6 +111,26 @@ def resume(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
     }
 
 
+def resize(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
+    """Train three steps with sequences of one rank; and with a step on sequences that two ranks share in between.
+
+    The second run resumes from a checkpoint before and after its second step.
+    """
+    weights = []
+    for name, sizes in {"same": (1, 1, 1), "changed": (1, 2, 1)}.items():
+        checkpoint = None
+        for step, size in enumerate(sizes):
+            if checkpoint is None or name == "changed":
+                trainer = Trainer(replace(trainer.config, sequence_parallel_size=size))
+                if checkpoint is not None:
+                    trainer.load_checkpoint(checkpoint)
+            trainer.grpo_step(data.groups, data.pixels)
+            checkpoint = out / f"resize-{name}-{step}"
+            trainer.save_checkpoint(checkpoint)
+        weights.append(parameters(trainer))
+    return {"error": max(float(np.abs(values - weights[1][name]).max()) for name, values in weights[0].items())}
+
+
 def gradients(trainer: Trainer, data: TrainingData, out: Path) -> dict[str, Any]:
     """Save the gradient of one GRPO update on samples with 0 to 4 zooms.
 
@@ -217,7 +237,9 @@ def assert_close_metrics(got: dict[str, float], expected: dict[str, float]) -> N
 
 def main(model: str, out: str, stage: str, sequence_parallel: str, *scenarios: str) -> None:
     # Slices of one or two frames: ranks with fewer frames must make as many passes of the vision tower as the others.
-    less_memory = {"gradient_checkpointing": True, "vision_slice_patches": 12} if stage == "3" else {}
+    # Tiles of the MLPs: their number differs between ranks.
+    less_memory: dict[str, Any] = {"gradient_checkpointing": True, "vision_slice_patches": 12, "mlp_tile_tokens": 64}
+    less_memory = less_memory if stage == "3" else {}
     ranks = {"world_size": 2, "sequence_parallel_size": int(sequence_parallel)}
     trainer = Trainer(small_config(model, int(stage), **ranks, **less_memory))
     data = small_training_data(model)

@@ -12,7 +12,7 @@ from tests.learner.test_shared_prefix import TOLERANCE, GradientCheck, remove_fl
 from vz_ray.learner.sequence_parallel import SequenceShard
 
 CASES = [(dtype, slices) for dtype in TOLERANCE for slices in (0, 20)]
-"""Dtypes, and maximum patches of a pass of the vision tower."""
+"""Dtypes, and maximum patches of a pass of the vision tower and tokens of a tile of the MLPs."""
 
 
 def run_shard(rank: int, model: Path, folder: Path) -> None:
@@ -24,7 +24,9 @@ def run_shard(rank: int, model: Path, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     shard = SequenceShard(rank, 2, dist.group.WORLD)
     results = [
-        GradientCheck(model, dtype, checkpointing=True, slice_patches=slices).run_shared(shard=shard)
+        GradientCheck(model, dtype, checkpointing=True, slice_patches=slices, tile_tokens=slices).run_shared(
+            shard=shard
+        )
         for dtype, slices in CASES
     ]
     torch.save(results, folder / f"rank-{rank}.pt")

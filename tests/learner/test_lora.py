@@ -152,11 +152,13 @@ def test_gradient_checkpointing_keeps_gradients(data: TrainingData, stage: int, 
         assert expected["grad_norm"] > 0
 
 
-def test_two_zero_3_ranks_match_one_rank(data: TrainingData, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "shards"), [(3, 1), (2, 2)])
+def test_two_ranks_match_one_rank(data: TrainingData, tmp_path: Path, stage: int, shards: int) -> None:
+    """Under ZeRO-3, and under ZeRO-2 with sequences that both ranks share."""
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     expected = adapters(Trainer(small_config(data.model, 0)), data, tmp_path / "one")
-    got = run_two_ranks(data, tmp_path / "two", 3, "adapters")["adapters"]
+    got = run_two_ranks(data, tmp_path / "two", stage, "adapters", sequence_parallel=shards)["adapters"]
     for step, metrics in expected.items():
         assert_close_metrics(got[step], metrics)
     single, double = (np.load(tmp_path / side / "published-0.npz") for side in ("one", "two"))

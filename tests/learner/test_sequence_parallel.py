@@ -15,12 +15,18 @@ from tests.learner.shard_worker import CASES, run_shard
 from tests.learner.test_shared_prefix import TOLERANCE, GradientCheck, assert_equal, remove_float32_rounding
 from tests.learner.training_data import SMALL, TEXTS, small_model
 from tests.planning.pass_memory import WIDE_SHAPES
+from vz_ray.config import load_config
 from vz_ray.config.fields import InvalidValueError
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.config.run import GrpoRunConfig
+from vz_ray.config.sft import SftRunConfig
 from vz_ray.families import FAMILIES
 from vz_ray.learner.distributed import RankInfo, init_distributed
 from vz_ray.learner.sequence_parallel import SequenceShard
 from vz_ray.needle.tiny_model import build_tiny_model
-from vz_ray.planning.sequence_parallel import check_sequence_parallel
+from vz_ray.planning.sequence_parallel import check_checkpoint_heads, check_sequence_parallel
+from vz_ray.training.run import run_training
+from vz_ray.training.sft import run_sft
 from vz_ray.utils.errors import UserError
 
 
@@ -75,6 +81,22 @@ def test_size_that_does_not_divide_the_heads_is_refused() -> None:
     linear = replace(WIDE_SHAPES["qwen3_5"], text=replace(WIDE_SHAPES["qwen3_5"].text, heads=8))
     with pytest.raises(UserError, match="does not divide the model's 2 linear key heads"):
         check_sequence_parallel(linear, 4)
+
+
+def test_commands_check_the_heads_before_they_start(model: Path) -> None:
+    """With the config.json alone; a model without one fails elsewhere."""
+    learner = LearnerConfig(world_size=16, sequence_parallel_size=16)
+    with pytest.raises(
+        UserError, match="sequence_parallel_size is 16; it does not divide the model's 2 attention heads"
+    ):
+        check_checkpoint_heads(str(model), learner)
+    check_checkpoint_heads(str(model), LearnerConfig(world_size=2, sequence_parallel_size=2))
+    check_checkpoint_heads("nowhere", learner)
+    overrides = [f"model={model}", "learner.world_size=16", "learner.sequence_parallel_size=16"]
+    with pytest.raises(UserError, match="16; it does not divide"):
+        run_training(load_config(GrpoRunConfig, None, overrides))
+    with pytest.raises(UserError, match="16; it does not divide"):
+        run_sft(load_config(SftRunConfig, None, [*overrides, "data=nowhere.json"]))
 
 
 def test_size_that_does_not_divide_the_ranks_is_refused() -> None:

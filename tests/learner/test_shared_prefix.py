@@ -79,10 +79,19 @@ class GradientCheck:
     """A policy and data; computes loss and gradients for a given packing."""
 
     def __init__(
-        self, model: Path, dtype: torch.dtype, seed: int = 0, checkpointing: bool = False, slice_patches: int = 0
+        self,
+        model: Path,
+        dtype: torch.dtype,
+        seed: int = 0,
+        *,
+        checkpointing: bool = False,
+        slice_patches: int = 0,
+        tile_tokens: int = 0,
     ) -> None:
         self.data: TrainingData = make_varied_data(model, groups=2, samples=5, seed=seed)
-        self.policy = PolicyModel.from_pretrained(model, dtype, chunk=9, vision_slice_patches=slice_patches).train()
+        self.policy = PolicyModel.from_pretrained(
+            model, dtype, chunk=9, vision_slice_patches=slice_patches, mlp_tile_tokens=tile_tokens
+        ).train()
         if checkpointing:
             self.policy.hf.gradient_checkpointing_enable({"use_reentrant": False})
         self.spec = ImageSpec.from_pretrained(model)

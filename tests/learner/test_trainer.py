@@ -85,6 +85,19 @@ def test_two_ranks_match_one_rank(
     assert_exported(tmp_path / "export", data.model, got["resume"])
 
 
+def test_ranks_share_sequences_under_zero_1_and_resume_with_another_size(
+    data: TrainingData, single_rank: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    expected, reference = single_rank
+    got = run_two_ranks(data, tmp_path, 1, "learn", "resize", sequence_parallel=2)
+    for step, metrics in expected["learn"].items():
+        assert_close_metrics(got["learn"][step], metrics)
+    single, double = np.load(reference / "learn-0.npz"), np.load(tmp_path / "learn-0.npz")
+    for name in single.files:
+        np.testing.assert_allclose(double[name], single[name], atol=2e-6, rtol=0, err_msg=name)
+    assert got["resize"]["error"] <= 2e-6
+
+
 def assert_same_gradients(got: Path, expected: Path) -> None:
     """Compare shared prefixes on two ranks with one sequence per trajectory on one rank."""
     mine, theirs = np.load(got), np.load(expected)

@@ -20,6 +20,7 @@ from vz_ray.learner.image_inputs import in_memory_pixels
 from vz_ray.learner.image_patches import ImageSpec
 from vz_ray.learner.packing import PrefixTree
 from vz_ray.learner.policy_model import PolicyModel
+from vz_ray.learner.sequence_parallel import SequenceShard
 from vz_ray.planning.model_flops import DELTA_RULE_CHUNK
 from vz_ray.video.frame import FrameRef
 
@@ -63,19 +64,21 @@ _SIDE = 8
 """Side of a frame in patches."""
 
 
-def wide_policy(model_type: str, dtype: torch.dtype, *, chunk: int = 64) -> PolicyModel:
-    """Return a model of a family with random weights, in training mode."""
+def wide_policy(model_type: str, dtype: torch.dtype, *, chunk: int = 64, **options: Any) -> PolicyModel:
+    """Return a model of a family with random weights, in training mode; `options` are those of `PolicyModel`."""
     from transformers import AutoModelForImageTextToText
 
     torch.manual_seed(0)
     config = hf_config(WIDE_SHAPES[model_type])
     hf = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    policy = PolicyModel(hf, _TOKENS, chunk=chunk).train()
+    policy = PolicyModel(hf, _TOKENS, chunk=chunk, **options).train()
     assert policy.shape == WIDE_SHAPES[model_type]
     return policy
 
 
-def pack_batch(policy: PolicyModel, *, samples: int = 4, overview: int = 12, clip: int = 6) -> MicroBatch:
+def pack_batch(
+    policy: PolicyModel, *, samples: int = 4, overview: int = 12, clip: int = 6, shard: SequenceShard | None = None
+) -> MicroBatch:
     """Return one group as a packed sequence: a shared overview, and a clip between two turns of each sample."""
     vision, rng = policy.shape.vision, np.random.default_rng(0)
     side, per_frame = _SIDE * vision.patch_size, (_SIDE // vision.merge_size) ** 2
@@ -101,7 +104,7 @@ def pack_batch(policy: PolicyModel, *, samples: int = 4, overview: int = 12, cli
     spec = ImageSpec(
         vision.patch_size, vision.temporal_patch_size, vision.merge_size, (0.5,) * 3, (0.5,) * 3, 1, side**2
     )
-    return collate(trees, examples, in_memory_pixels(pixels), _TOKENS, spec, policy.hf.device)
+    return collate(trees, examples, in_memory_pixels(pixels), _TOKENS, spec, policy.hf.device, shard=shard)
 
 
 def _example(ids: Any, sampled: Any, refs: list[FrameRef], per_frame: int) -> Example:

@@ -15,7 +15,8 @@ from vz_ray.families import load_model_shape
 from vz_ray.learner.distributed import init_distributed
 from vz_ray.learner.train_engine import TrainEngine
 from vz_ray.planning.gpu_memory import Certainty, MemoryPhase
-from vz_ray.planning.learner_memory import REDUCE_BUCKET_ELEMENTS, WorstCaseBatch, learner_footprint
+from vz_ray.planning.learner_activations import WorstCaseBatch
+from vz_ray.planning.learner_memory import REDUCE_BUCKET_ELEMENTS, learner_footprint
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,7 @@ from vz_ray.config.run import GrpoRunConfig
 from vz_ray.families import FAMILIES
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.plan_report import PlanReport, make_report, plan_to_json
-from vz_ray.planning.planner import load_plannable_config
+from vz_ray.planning.planner import load_plannable_config, make_plan
 
 MODELS = {
     "videozoomer-7b": "Qwen2.5-VL-7B",
@@ -26,6 +26,7 @@ GPUS = {
     "videozoomer-7b-rl-8gpu": 8,
     "videozoomer-7b-rl-1gpu": 1,
     "qwen3-vl-8b-rl": 16,
+    "qwen3-vl-8b-768frames-rl": 16,
     "qwen3-vl-30b-a3b-rl": 16,
     "qwen3-vl-4b-rl": 8,
     "qwen3.5-4b-rl": 8,
@@ -71,6 +72,16 @@ def test_step_on_16_gpus_takes_at_most_ten_minutes(name: str) -> None:
     steps = report(Path(f"conf/{name}.yaml")).steps
     assert steps is not None
     assert steps.configured.seconds <= MAX_STEP_S
+
+
+def test_recipe_of_768_frames_needs_shared_sequences_and_slices() -> None:
+    path, model = Path("conf/qwen3-vl-8b-768frames-rl.yaml"), "model=Qwen3-VL-8B"
+    plan = make_plan(load_plannable_config(path, [model]), Assumptions())
+    assert (plan.longest.overview_frames, plan.longest.zoom_frames, plan.longest.frame.tokens) == (768, 64, 128)
+    # A group is one sequence, so that its overview is computed once.
+    assert plan.branches_per_sequence == (16,)
+    for setting in ("learner.sequence_parallel_size=2", "learner.vision_slice_patches=0 learner.mlp_tile_tokens=0"):
+        assert not make_plan(load_plannable_config(path, [model, *setting.split()]), Assumptions()).fits, setting
 
 
 def test_separate_gpus_take_longer() -> None:

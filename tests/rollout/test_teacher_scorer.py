@@ -119,7 +119,7 @@ async def test_group_without_frames_is_left_out() -> None:
     error = VideoNotFoundError("v.mp4 does not exist")
     async with open_scorer(lambda worker: worker.fail.update(score=error)) as (scorer, _):
         assert await scorer.score_group(group("t0")) is None
-    assert scorer.last_unreadable == "v.mp4 does not exist"
+    assert [scorer.take_unreadable() for _ in range(2)] == ["v.mp4 does not exist", ""]
 
 
 async def test_group_that_the_teacher_reads_differently_is_an_error() -> None:

@@ -17,7 +17,7 @@ from vz_ray.monitoring.run_dir import RunDir
 from vz_ray.rollout.batch_collector import RolloutBatch
 from vz_ray.training.loop import checkpoint_metric, draw_episode_config, validate_and_checkpoint
 from vz_ray.training.state import TrainingState, list_checkpoints
-from vz_ray.training.step_metrics import check_batch
+from vz_ray.training.step_metrics import check_batch, check_teacher
 from vz_ray.utils.errors import UserError
 
 TASK = Task("t", "v.mp4", "?", "A")
@@ -66,6 +66,20 @@ def test_batch_with_one_valid_reward_is_accepted() -> None:
 def test_batch_of_failed_episodes_is_rejected() -> None:
     with pytest.raises(UserError, match=r"all 2 episodes .* no engine"):
         check_batch(batch(invalid_reward("failed: x"), invalid_reward("failed: x"), status=EpisodeStatus.FAILED))
+
+
+def test_batch_whose_groups_the_teacher_cannot_read_is_rejected() -> None:
+    runtime = SimpleNamespace(teacher=SimpleNamespace(take_unreadable=lambda: "v.mp4 does not exist"))
+    sampled = batch(VALID)
+    with pytest.raises(UserError, match=r"the teacher scored no group of the step; the last reason: v\.mp4 does not"):
+        check_teacher(sampled, runtime)
+    sampled.kept.append(sampled.sampled[0][1])
+    check_teacher(sampled, runtime)
+    check_teacher(batch(VALID), SimpleNamespace(teacher=None))
+
+
+def test_invalid_rewards_do_not_matter_without_rewards_in_the_loss() -> None:
+    check_batch(batch(invalid_reward("judge timeout: late")), rewards_needed=False)
 
 
 def test_checkpoint_metric_prefers_validation() -> None:

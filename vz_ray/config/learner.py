@@ -170,6 +170,10 @@ class LearnerConfig(Section):
     vision_slice_patches: int = number(0, minimum=0)
     """Maximum patches of one pass of the vision tower. More frames pass in slices, which a trained tower recomputes
     in the backward pass: memory does not grow with the frames of a micro-batch. 0: all frames in one pass."""
+    mlp_tile_tokens: int = number(0, minimum=0)
+    """Maximum tokens of a tile of the language model's MLPs or experts. Longer sequences are computed in tiles, which
+    the backward pass computes again: a layer's intermediates exist for one tile. With `gradient_checkpointing` this
+    takes no further forward pass. 0: all tokens at once."""
     share_prefixes: bool = True
     """Compute the shared prefix of a group's samples once; false computes each sample alone, with equal
     gradients."""

@@ -27,6 +27,7 @@ MUTABLE_ON_RESUME = (
     "learner.sequence_parallel_size",
     "learner.lora.publish",
     "learner.vision_slice_patches",
+    "learner.mlp_tile_tokens",
     "learner.micro_batch_tokens",
     "learner.share_prefixes",
     "learner.prefetch_batches",

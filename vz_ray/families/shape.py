@@ -182,6 +182,12 @@ class TextShape:
         return mlps + self.attention_layers * self.attention_weights + linear
 
     @property
+    def mlp_share(self) -> float:
+        """Fraction of `matrix_weights` in MLPs and experts."""
+        linear = self.linear.layers * self.linear.weights(self.hidden) if self.linear else 0
+        return 1 - (self.attention_layers * self.attention_weights + linear) / self.matrix_weights
+
+    @property
     def parameters(self) -> int:
         """Number of parameters; a tied `lm_head` counts once."""
         per_attention = (self.query_dim + 2 * self.kv_dim) * self.qkv_bias + 2 * self.head_dim * self.qk_norm

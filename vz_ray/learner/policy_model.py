@@ -18,6 +18,7 @@ from vz_ray.learner.linear_attention import pack_linear_attention
 from vz_ray.learner.logprobs import LogprobHead
 from vz_ray.learner.packing import FlopCosts
 from vz_ray.learner.sequence_parallel import sum_over_shards
+from vz_ray.learner.tiled_mlp import tile_mlps
 from vz_ray.learner.vision_tower import compute_features_in_slices, optimize_vision_tower
 from vz_ray.planning import text_flops, vision_flops
 from vz_ray.utils.errors import UserError
@@ -68,6 +69,7 @@ class PolicyModel(nn.Module):
         tokens: Special token ids.
         chunk: Number of sampled tokens whose logits exist at a time.
         vision_slice_patches: Maximum number of patches of one pass of the vision tower; 0: no maximum.
+        mlp_tile_tokens: Maximum number of tokens whose MLP intermediates exist at a time; 0: no maximum.
         lockstep_ranks: Ranks that make the same number of passes, as ZeRO-3 requires.
 
     Attributes:
@@ -84,6 +86,7 @@ class PolicyModel(nn.Module):
         *,
         chunk: int = 2048,
         vision_slice_patches: int = 0,
+        mlp_tile_tokens: int = 0,
         lockstep_ranks: RankInfo | None = None,
     ) -> None:
         super().__init__()
@@ -96,6 +99,8 @@ class PolicyModel(nn.Module):
         _enable_packing(hf.model.language_model)
         if self.shape.text.linear:
             pack_linear_attention(hf.model.language_model)
+        if mlp_tile_tokens:
+            tile_mlps(hf.model.language_model, mlp_tile_tokens)
         hf.lm_head = LogprobHead(hf.lm_head, chunk)
         self.hf = hf
         banned = torch.zeros(hf.config.get_text_config().vocab_size, dtype=torch.bool)

@@ -37,6 +37,7 @@ from vz_ray.monitoring.log_context import RunIdentity
 from vz_ray.monitoring.metric_logger import MetricLogger
 from vz_ray.monitoring.progress import Progress
 from vz_ray.monitoring.run_dir import RunDir
+from vz_ray.planning.sequence_parallel import check_checkpoint_heads
 from vz_ray.utils.errors import UserError
 from vz_ray.utils.interrupt import Interrupt, StopRequested
 from vz_ray.video.local_source import LocalFrameSource
@@ -82,6 +83,7 @@ def train_sft(config: SftRunConfig) -> Path:
         UserError: A setting or a file is invalid, or another process holds the run directory.
         StopRequested: A stop was requested; the checkpoint holds all finished steps.
     """
+    check_checkpoint_heads(config.model, config.learner)
     rank_info = init_distributed(config.learner.timeout_s, config.learner.sequence_parallel_size)
     is_main = rank_info.rank == 0
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ from torch import nn
 
 from vz_ray.config.learner import LearnerConfig, OptimizerConfig
 from vz_ray.learner.distributed import RankInfo
+from vz_ray.learner.tiled_mlp import tiled_modules
 
 REDUCE_BUCKET_ELEMENTS = 500_000_000
 """Gradient elements that are reduced at a time, DeepSpeed's default. A buffer of this size is allocated as a whole."""
@@ -71,8 +72,17 @@ def prepare_frozen(module: nn.Module, config: LearnerConfig, rank_info: RankInfo
         return module.to(rank_info.device)
     settings = deepspeed_config(config, rank_info)
     settings["zero_optimization"].pop("offload_optimizer", None)
+    _gather_tiled_modules_whole(module)
     engine, *_ = _deepspeed().initialize(model=module.to(rank_info.device), config=settings, dist_init_required=False)
     return engine
+
+
+def _gather_tiled_modules_whole(module: nn.Module) -> None:
+    """Let ZeRO-3 gather an MLP that is computed in tiles once per pass, whatever the number of tiles on a rank."""
+    from deepspeed.utils import set_z3_leaf_module
+
+    for mlp in tiled_modules(module):
+        set_z3_leaf_module(mlp, True)
 
 
 def _uses_torch_optimizer(config: LearnerConfig, dtype: torch.dtype) -> bool:
@@ -121,6 +131,7 @@ class TrainEngine:
             )
         optimizer = _create_optimizer([p for p in module.parameters() if p.requires_grad], config, self.dtype)
         settings = deepspeed_config(config, rank_info)
+        _gather_tiled_modules_whole(module)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=module.to(rank_info.device), optimizer=optimizer, config=settings, dist_init_required=False
         )

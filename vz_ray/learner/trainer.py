@@ -94,6 +94,7 @@ class Trainer:
             dtype,
             chunk=config.logprob_chunk_tokens,
             vision_slice_patches=config.vision_slice_patches,
+            mlp_tile_tokens=config.mlp_tile_tokens,
             lockstep_ranks=self.rank_info if config.zero_stage == 3 else None,
         )
         check_sequence_parallel(policy.shape, config.sequence_parallel_size)

@@ -10,9 +10,8 @@ number: 2 in bfloat16, 4 in float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
-from vz_ray.families import ModelShape, TextShape, VisionShape
+from vz_ray.families import TextShape, VisionShape
 from vz_ray.planning import linear_attention_memory
 
 FP32_BYTES = 4
@@ -30,12 +29,14 @@ class AttentionMemory:
         gathered_keys: Keys per token that FlashAttention gathers; each branch repeats its prefix's keys.
         chunk_padding: Tokens per token in the chunks of the delta rule, whose last one is padded in each segment.
         exchanged: Whether ranks share sequences. The output then exists before and after the exchange.
+        score_bytes: Workspace of the scores, if they are not computed block by block.
     """
 
     fused: bool = True
     gathered_keys: float = 1.0
     chunk_padding: float = 1.0
     exchanged: bool = False
+    score_bytes: int = 0
 
     def saved_bytes(self, text: TextShape, dtype_bytes: int) -> int:
         """Return bytes per token and layer of full attention.
@@ -55,6 +56,18 @@ class AttentionMemory:
             saved += dtype_bytes * copies * text.query_dim
         return saved
 
+    def gradient_bytes(self, text: TextShape, dtype_bytes: int) -> int:
+        """Return bytes per token of the gradients of queries, keys, values and the output.
+
+        FlashAttention has the gradients of the gathered keys and values, and those of each key; an estimate. The
+        portable form has float32 sums over segments, and the gradients of the longest one.
+        """
+        copies = 1 + self.exchanged + text.output_gate
+        if not self.fused:
+            return (3 * FP32_BYTES + (3 + copies) * dtype_bytes) * text.query_dim
+        keys = round(self.gathered_keys * text.kv_dim) + text.kv_dim
+        return dtype_bytes * ((1 + copies) * text.query_dim + 2 * keys)
+
 
 FUSED_ATTENTION = AttentionMemory()
 
@@ -68,16 +81,20 @@ def text_layer_bytes(
     experts: bool = False,
 ) -> int:
     """Return the saved bytes per token of one decoder layer, with full or `linear` attention, an MLP or `experts`."""
+    mixer = mixer_bytes(text, dtype_bytes, attention, linear=linear)
+    return 2 * text_norm_bytes(text, dtype_bytes) + mixer + mlp_bytes(text, dtype_bytes, experts=experts)
+
+
+def mixer_bytes(text: TextShape, dtype_bytes: int, attention: AttentionMemory, *, linear: bool) -> int:
+    """Return the saved bytes per token of full or `linear` attention."""
     if linear and text.linear:
-        mixer = linear_attention_memory.saved_bytes(
+        return linear_attention_memory.saved_bytes(
             text.linear, dtype_bytes, kernel=attention.fused, padding=attention.chunk_padding
         )
-    else:
-        mixer = attention.saved_bytes(text, dtype_bytes)
-    return 2 * _text_norm(text, dtype_bytes) + mixer + _mlp_bytes(text, dtype_bytes, experts=experts)
+    return attention.saved_bytes(text, dtype_bytes)
 
 
-def _mlp_bytes(text: TextShape, dtype_bytes: int, *, experts: bool) -> int:
+def mlp_bytes(text: TextShape, dtype_bytes: int, *, experts: bool) -> int:
     """Return the saved bytes per token of an MLP or of its experts.
 
     Experts also save the input and the output of each expert of a token, and the router's float32 probabilities.
@@ -108,7 +125,7 @@ def _normalized_bytes(text: TextShape, dtype_bytes: int) -> int:
     return FP32_BYTES if text.float32_norms else dtype_bytes
 
 
-def _text_norm(text: TextShape, dtype_bytes: int) -> int:
+def text_norm_bytes(text: TextShape, dtype_bytes: int) -> int:
     """Return the bytes of a norm: its input in float32, the normalized input, and the scaled output."""
     return (FP32_BYTES + _normalized_bytes(text, dtype_bytes) + dtype_bytes) * text.hidden
 
@@ -127,16 +144,22 @@ def text_saved_bytes(
     *,
     checkpointing: bool,
     attention: AttentionMemory = FUSED_ATTENTION,
+    tile_tokens: int = 0,
 ) -> int:
-    """Return the saved bytes of all layers and the last norm; `checkpointing` saves only layer inputs."""
+    """Return the saved bytes of all layers and the last norm; `checkpointing` saves only layer inputs.
+
+    An MLP that is computed in tiles saves its input only, which its norm counts.
+    """
     if checkpointing:
         layers = text.layers * dtype_bytes * text.hidden
     else:
         layers = text.attention_layers * text_layer_bytes(text, dtype_bytes, attention)
         if text.linear:
             layers += text.linear_layers * text_layer_bytes(text, dtype_bytes, attention, linear=True)
-        experts, mlp = (_mlp_bytes(text, dtype_bytes, experts=kind) for kind in (True, False))
+        experts, mlp = (mlp_bytes(text, dtype_bytes, experts=kind) for kind in (True, False))
         layers += text.expert_layers * (experts - mlp)
+        if is_tiled(tokens, tile_tokens):
+            layers -= text.expert_layers * experts + (text.layers - text.expert_layers) * mlp
     rotary = 2 * dtype_bytes * int(text.rotary_share * text.head_dim)
     return tokens * (layers + rotary + (FP32_BYTES + _normalized_bytes(text, dtype_bytes)) * text.hidden)
 
@@ -148,14 +171,19 @@ def vision_saved_bytes(vision: VisionShape, dtype_bytes: int, patches: int, *, c
     """
     block = dtype_bytes * vision.hidden if checkpointing else vision_block_bytes(vision, dtype_bytes)
     rotary = 2 * FP32_BYTES * (vision.hidden // vision.heads)
-    merger = _vision_norm(vision, vision.hidden, dtype_bytes) + 2 * dtype_bytes * vision.hidden
+    merger = merger_bytes(vision, dtype_bytes)
     deepstack = len(vision.deepstack_blocks) * 3 * dtype_bytes * vision.hidden
     # Indices are int64, weights float32.
     positions = (2 + 1) * FP32_BYTES * _INTERPOLATION_CORNERS if vision.position_table else 0
-    # Pixels arrive in float32; another dtype makes a copy.
-    pixels = dtype_bytes * vision.patch_elements
+    # Pixels arrive in float32, see `pixel_input_bytes`; another dtype makes a copy.
+    pixels = 0 if dtype_bytes == FP32_BYTES else dtype_bytes * vision.patch_elements
     saved = patches * (vision.depth * block + rotary + merger + deepstack + positions + pixels)
     return saved + feature_bytes(vision, dtype_bytes, patches)
+
+
+def merger_bytes(vision: VisionShape, dtype_bytes: int) -> int:
+    """Return the saved bytes per patch of the merger, which is the tower's last operation."""
+    return _vision_norm(vision, vision.hidden, dtype_bytes) + 2 * dtype_bytes * vision.hidden
 
 
 def feature_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
@@ -163,49 +191,19 @@ def feature_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
     return dtype_bytes * patches // vision.merge_size**2 * vision.feature_levels * vision.out_hidden
 
 
-def pixel_input_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:
-    """Return the bytes of the float32 pixels, unless `vision_saved_bytes` already counts them."""
-    return 0 if dtype_bytes == FP32_BYTES else FP32_BYTES * patches * vision.patch_elements
+def pixel_input_bytes(vision: VisionShape, patches: int) -> int:
+    """Return the bytes of the float32 pixels, which exist until the end of a pass."""
+    return FP32_BYTES * patches * vision.patch_elements
 
 
-def layer_workspace_bytes(
-    shape: ModelShape,
-    dtype_bytes: int,
-    tokens: int,
-    patches: int,
-    *,
-    checkpointing: bool,
-    attention: AttentionMemory = FUSED_ATTENTION,
-) -> int:
-    """Return the workspace of one layer's backward pass: the maximum over decoder layers and vision blocks.
-
-    It holds gradients of the MLP's intermediates (one per matrix) and two layer inputs, for experts of each expert
-    of a token, and with `checkpointing` the recomputed activations. `patches` is 0 if the vision tower is frozen.
-    """
-    text, vision = shape.text, shape.vision
-    decoder = 0
-    for linear, experts in product((False, True) if text.linear else (False,), text.mlp_kinds):
-        layer = dtype_bytes * _mlp_gradients(text, experts=experts)
-        if checkpointing:
-            layer += text_layer_bytes(text, dtype_bytes, attention, linear=linear, experts=experts)
-        decoder = max(decoder, layer)
-    block = dtype_bytes * (vision.mlp_matrices * vision.intermediate + 2 * vision.hidden)
-    if checkpointing:
-        block += vision_block_bytes(vision, dtype_bytes)
-    return max(tokens * decoder, patches * block)
+def slice_table_bytes(vision: VisionShape, patches: int) -> int:
+    """Return the bytes of rotary tables of recomputed slices, which gradient checkpointing of the blocks keeps."""
+    return 2 * FP32_BYTES * (vision.hidden // vision.heads) * patches
 
 
-def _mlp_gradients(text: TextShape, *, experts: bool) -> int:
-    """Return the elements per token of the gradients within an MLP or its experts."""
-    if experts and text.experts:
-        return 3 * text.experts.token_intermediate + 2 * text.experts.per_token * text.hidden
-    return 3 * text.intermediate + 2 * text.hidden
-
-
-def slice_pass_bytes(shape: ModelShape, dtype_bytes: int, patches: int, *, checkpointing: bool) -> int:
-    """Return the bytes of the backward pass of one slice of frames, which starts with its forward pass."""
-    saved = vision_saved_bytes(shape.vision, dtype_bytes, patches, checkpointing=checkpointing)
-    return saved + layer_workspace_bytes(shape, dtype_bytes, 0, patches, checkpointing=checkpointing)
+def is_tiled(tokens: int, tile_tokens: int) -> bool:
+    """Return whether the MLPs of a sequence are computed in tiles."""
+    return 0 < tile_tokens < tokens
 
 
 def frozen_tower_bytes(vision: VisionShape, dtype_bytes: int, patches: int) -> int:

@@ -21,6 +21,8 @@ BytesOver = Callable[[ResourcePlan], int]
 
 MIN_CHUNK_TOKENS = 256
 """Minimum chunk of logits; smaller chunks are dominated by kernel launches."""
+TILE_TOKENS = 8192
+"""Recommended tile of the MLPs: large matrix products, and intermediates of a few hundred MiB."""
 MAX_SLICE_PATCHES = 16_384
 """Recommended slice of the vision tower: 32 frames of 128 visual tokens."""
 
@@ -178,6 +180,11 @@ def _learner_tunables(config: PlannableConfig, plan: ResourcePlan) -> list[_Tuna
     budgets = sorted({max(max_context, learner.micro_batch_tokens // 2**k) for k in range(1, 6)}, reverse=True)
     tunables: list[tuple[str, Sequence[object], str]] = [
         ("logprob_chunk_tokens", _halvings(learner.logprob_chunk_tokens, MIN_CHUNK_TOKENS), "negligible"),
+        (
+            "mlp_tile_tokens",
+            [TILE_TOKENS] * (not learner.mlp_tile_tokens),
+            "smaller matrix products" if learner.gradient_checkpointing else "one more forward pass of the MLPs",
+        ),
         (
             "micro_batch_tokens",
             [budget for budget in budgets if budget < learner.micro_batch_tokens],

@@ -71,6 +71,8 @@ class PassCounts:
             `BACKWARD_FACTOR`, or `FROZEN_BACKWARD_FACTOR` if only adapters are trained.
         vision_backward_factor: The same for the vision tower; 0 if it is frozen.
         vision_slices: Whether frames pass a trained vision tower in slices, each of which is recomputed.
+        tiled_share: Fraction of the text matrices' FLOPs in tiles that the backward pass computes again; 0 with
+            `checkpointing`, which then does not recompute the MLPs.
     """
 
     updates: int
@@ -79,6 +81,7 @@ class PassCounts:
     text_backward_factor: int = BACKWARD_FACTOR
     vision_backward_factor: int = BACKWARD_FACTOR
     vision_slices: bool = False
+    tiled_share: float = 0.0
 
     def model_flops(self, forward: ForwardFlops) -> int:
         """Return FLOPs without recomputation, the numerator of model FLOPs utilization."""
@@ -86,7 +89,9 @@ class PassCounts:
 
     def executed_flops(self, forward: ForwardFlops) -> int:
         """Return FLOPs including recomputation by gradient checkpointing and chunked logits."""
-        return self._flops(forward, int(self.checkpointing), int(self.vision_slices), recomputed_logits=1)
+        tiles = round(self.tiled_share * forward.text)
+        flops = self._flops(forward, int(self.checkpointing), int(self.vision_slices), recomputed_logits=1)
+        return flops + self.updates * tiles
 
     def _flops(
         self, forward: ForwardFlops, recomputed_layers: int = 0, recomputed_slices: int = 0, recomputed_logits: int = 0

@@ -6,14 +6,12 @@ gradient accumulation, fused AdamW; communication overlaps with computation from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vz_ray.config.learner import LearnerConfig
 from vz_ray.families import ModelShape
-from vz_ray.planning import activation_memory
 from vz_ray.planning.activation_memory import FP32_BYTES
 from vz_ray.planning.episode_budget import EpisodeBudget
 from vz_ray.planning.gpu_memory import GIB, Certainty, MemoryFootprint, MemoryItem, MemoryPhase
+from vz_ray.planning.learner_activations import WorstCaseBatch, activation_items
 from vz_ray.planning.learner_flops import split_group
 from vz_ray.planning.trainable_params import TrainableParams, count_trainable_params
 from vz_ray.utils.errors import UserError
@@ -24,31 +22,10 @@ MAX_LIVE_ELEMENTS = 1_000_000_000
 """DeepSpeed's `stage3_max_live_parameters`: maximum of weights gathered at a time."""
 SUB_GROUP_ELEMENTS = 1_000_000_000
 """DeepSpeed's `sub_group_size`: elements of one ZeRO-3 optimizer sub-step."""
-ATTENTION_SCORE_COPIES = 4
-"""Float32 score matrices (queries x keys) of attention on GPUs without FlashAttention."""
 CUDA_AND_NCCL_BYTES = 2 * GIB
 """Assumed memory of the CUDA context, NCCL buffers and kernel workspaces."""
 FRAGMENTATION = 0.05
 """Assumed fraction of forward and backward allocations that is lost to fragmentation."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorstCaseBatch:
-    """A rank's part of the largest micro-batch, which is one packed sequence.
-
-    Attributes:
-        tokens: Tokens of the sequence.
-        patches: Patches of its distinct frames.
-        sampled_tokens: Tokens with computed log-probs.
-        attention_pairs: Query-key pairs of the largest block of attention.
-        gathered_keys: Keys per token, including the prefix keys that each branch gathers.
-    """
-
-    tokens: int
-    patches: int
-    sampled_tokens: int
-    attention_pairs: int
-    gathered_keys: float
 
 
 def worst_case_batch(
@@ -118,7 +95,7 @@ def learner_footprint(
     items = [
         *_weights(shape, learner, params, has_reference),
         *_optimizer(learner, params),
-        *_activations(shape, learner, params, batch),
+        *activation_items(shape, learner, params, batch, weight_dtype_bytes(learner)),
         MemoryItem("CUDA context and NCCL", CUDA_AND_NCCL_BYTES, Certainty.ASSUMED),
     ]
     temporary = sum(item.bytes for item in items if item.phase is MemoryPhase.FORWARD_BACKWARD)
@@ -239,63 +216,6 @@ def learner_host_bytes(shape: ModelShape, learner: LearnerConfig, *, has_referen
         weights += _ceil_div(dtype_bytes * shape.parameters, learner.world_size) if has_reference else 0
     feature_cache = learner.feature_cache_mib * (has_reference or not params.vision) << 20
     return max(loading, states) + weights + learner.frame_cache_bytes + feature_cache
-
-
-def _activations(
-    shape: ModelShape, learner: LearnerConfig, params: TrainableParams, batch: WorstCaseBatch
-) -> list[MemoryItem]:
-    """Return activations and workspaces. A partly trained vision tower counts as fully trained."""
-    dtype_bytes, checkpointing = weight_dtype_bytes(learner), learner.gradient_checkpointing
-    text, vision = shape.text, shape.vision
-    ranks = learner.sequence_parallel_size
-    attention = activation_memory.AttentionMemory(
-        fused=dtype_bytes < FP32_BYTES,
-        # With fewer key heads than ranks, several ranks hold the same head.
-        gathered_keys=batch.gathered_keys * max(1.0, ranks / text.kv_heads),
-        exchanged=ranks > 1,
-    )
-    saved = activation_memory.text_saved_bytes(
-        text, dtype_bytes, batch.tokens, checkpointing=checkpointing, attention=attention
-    )
-    saved += activation_memory.head_saved_bytes(text, dtype_bytes, batch.sampled_tokens)
-    pixels = activation_memory.pixel_input_bytes(vision, dtype_bytes, batch.patches)
-    tower, patches = 0, 0
-    pass_patches = min(batch.patches, learner.vision_slice_patches or batch.patches)
-    sliced = params.vision and pass_patches < batch.patches
-    if sliced:
-        tower = activation_memory.feature_bytes(vision, dtype_bytes, batch.patches)
-    elif params.vision:
-        tower = activation_memory.vision_saved_bytes(vision, dtype_bytes, batch.patches, checkpointing=checkpointing)
-        patches = batch.patches
-    layer = activation_memory.layer_workspace_bytes(
-        shape, dtype_bytes, batch.tokens, patches, checkpointing=checkpointing, attention=attention
-    )
-    if not attention.fused:
-        layer += ATTENTION_SCORE_COPIES * FP32_BYTES * text.heads * batch.attention_pairs
-    dropout = batch.tokens * (dtype_bytes + 1) * params.dropout_inputs
-    if checkpointing:
-        layer += dropout // text.layers
-    else:
-        saved += dropout
-    logits = activation_memory.logits_workspace_bytes(
-        text,
-        dtype_bytes,
-        batch.sampled_tokens,
-        learner.logprob_chunk_tokens,
-        head_trained=not learner.lora.rank,
-    )
-    if not params.vision:
-        layer = max(layer, activation_memory.frozen_tower_bytes(vision, dtype_bytes, pass_patches))
-    if sliced:
-        # The language model's activations are free before the first slice is recomputed.
-        one_pass = activation_memory.slice_pass_bytes(shape, dtype_bytes, pass_patches, checkpointing=checkpointing)
-        layer = max(layer, one_pass - saved)
-    return [
-        _temporary("activations, language model", saved),
-        _temporary("activations, vision tower", tower + pixels),
-        # The logits' backward pass ends before the layers' backward pass starts.
-        _temporary("logits workspace" if logits >= layer else "layer workspace", max(logits, layer)),
-    ]
 
 
 def _ceil_div(size: int, shards: int) -> int:

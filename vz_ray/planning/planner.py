@@ -12,13 +12,14 @@ from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
 from vz_ray.families import ModelShape, load_model_shape, processor_max_pixels
 from vz_ray.planning import learner_flops
+from vz_ray.planning.activation_memory import is_tiled
 from vz_ray.planning.assumptions import Assumptions
 from vz_ray.planning.colocation import state_bytes, take_turns
 from vz_ray.planning.engine_memory import EngineMemory, engine_memory
 from vz_ray.planning.episode_budget import EpisodeBudget, episode_budget, longest_episode
 from vz_ray.planning.gpu_memory import MemoryFootprint
+from vz_ray.planning.learner_activations import WorstCaseBatch
 from vz_ray.planning.learner_memory import (
-    WorstCaseBatch,
     learner_footprint,
     learner_host_bytes,
     snapshot_bytes,
@@ -164,7 +165,7 @@ def make_plan(config: PlannableConfig, assumptions: Assumptions, shape: ModelSha
         all_weights = not learner_config.lora.publishes_adapters
         largest_tensor = shape.text.vocab_size * shape.text.hidden if all_weights else params.largest_tensor
         learner, engine, handover = take_turns(learner, engine, weight_dtype_bytes(learner_config) * largest_tensor)
-    passes = _passes(config, batch_size, uses_reference, params, worst_case)
+    passes = _passes(config, batch_size, uses_reference, shape, params, worst_case)
     rate = learner_flops.ComputeRate(learner_config.world_size, assumptions.peak_tflops * 1e12, assumptions.mfu)
     max_tokens = max(learner_config.micro_batch_tokens, typical.tokens)
     packed = learner_flops.packed_work(shape, typical, batch_size, group_size, max_tokens, passes, rate)
@@ -213,6 +214,7 @@ def _passes(
     config: PlannableConfig,
     batch_size: int,
     uses_reference: bool,
+    shape: ModelShape,
     params: TrainableParams,
     worst_case: WorstCaseBatch,
 ) -> learner_flops.PassCounts:
@@ -226,6 +228,7 @@ def _passes(
         forward_only = int(recompute) + int(uses_reference)
     text_factor = FROZEN_BACKWARD_FACTOR if learner.lora.rank else BACKWARD_FACTOR
     vision_factor = text_factor if params.vision else 0
+    tiled = is_tiled(worst_case.tokens, learner.mlp_tile_tokens) and not learner.gradient_checkpointing
     return learner_flops.PassCounts(
         updates=epochs,
         forward_only=forward_only,
@@ -233,6 +236,7 @@ def _passes(
         text_backward_factor=text_factor,
         vision_backward_factor=vision_factor,
         vision_slices=0 < learner.vision_slice_patches < worst_case.patches,
+        tiled_share=shape.text.mlp_share if tiled else 0.0,
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from vz_ray.families import ModelShape
+from pathlib import Path
+
+from vz_ray.config.learner import LearnerConfig
+from vz_ray.families import ModelShape, load_model_shape
 from vz_ray.utils.errors import UserError
 
 SIZES = (1, 2, 4, 8, 16)
@@ -35,3 +38,15 @@ def check_sequence_parallel(shape: ModelShape, size: int) -> None:
     if problem := sequence_parallel_problem(shape, size):
         allowed = [n for n in SIZES if sequence_parallel_problem(shape, n) is None]
         raise UserError(f"learner.sequence_parallel_size is {size}; it {problem}. For this model, use one of {allowed}")
+
+
+def check_checkpoint_heads(model: str, learner: LearnerConfig) -> None:
+    """Check `sequence_parallel_size` against the config.json of a checkpoint, before any process starts.
+
+    A model without a config.json is not checked here; loading it fails.
+
+    Raises:
+        UserError: See `check_sequence_parallel` and `load_model_shape`.
+    """
+    if learner.sequence_parallel_size > 1 and (Path(model) / "config.json").is_file():
+        check_sequence_parallel(load_model_shape(model), learner.sequence_parallel_size)

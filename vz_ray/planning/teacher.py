@@ -77,6 +77,7 @@ def plan_teacher(
             teacher.engine,
             max_num_seqs=teacher.max_concurrent_episodes,
             max_model_len=teacher.engine.max_model_len + 1,
+            adapter_rank=0,
         ),
         longest,
         assumptions.gpu_bytes,

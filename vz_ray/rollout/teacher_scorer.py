@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, cast
 
 from vz_ray.config.teacher import OnPolicyTeacherConfig
 from vz_ray.env.trajectory import Group, Trajectory
@@ -41,7 +41,7 @@ def teacher_metrics(batch: RolloutBatch) -> dict[str, float]:
     if not scored:
         return {}
     num_sampled = sum(len(turn.action.token_ids) for trajectory in trajectories for turn in trajectory.turns)
-    seconds = [float(str(trajectory.extra[SCORE_SECONDS_KEY])) for trajectory in scored]
+    seconds = [cast(float, trajectory.extra[SCORE_SECONDS_KEY]) for trajectory in scored]
     return {
         metric_names.TEACHER_SCORED_TOKENS: sum(len(t.teacher_logprobs) for t in scored) / num_sampled,
         metric_names.TEACHER_SCORE_SECONDS: sum(seconds) / len(seconds),
@@ -58,14 +58,16 @@ class TeacherScorer:
     Args:
         pool: Workers whose clients are `TeacherWorkerClient`s.
         config: Concurrency, attempts, timeouts.
-
-    Attributes:
-        last_unreadable: Why the last group was left out whose frames cannot be decoded again; empty if there is none.
     """
 
     def __init__(self, pool: WorkerPool, config: OnPolicyTeacherConfig) -> None:
         self._pool, self._config = pool, config
-        self.last_unreadable = ""
+        self._unreadable = ""
+
+    def take_unreadable(self) -> str:
+        """Return why a group was left out since the last call; empty if none was."""
+        reason, self._unreadable = self._unreadable, ""
+        return reason
 
     async def score_group(self, group: Group) -> Group | None:
         """Return the group with `teacher_logprobs`; None if its frames cannot be decoded again.
@@ -82,7 +84,7 @@ class TeacherScorer:
                 reason = str(error)
                 log.warning("Scoring the group of task %s again: %s", group.task_id, reason)
             except VideoError as error:
-                self.last_unreadable = str(error)
+                self._unreadable = str(error)
                 log.warning("Dropping the group of task %s: the teacher lacks its frames: %s", group.task_id, error)
                 return None
             except ValueError as error:

@@ -20,6 +20,7 @@ from vz_ray.families import load_model_shape
 from vz_ray.learner.placement import LearnerPlacement
 from vz_ray.learner.weight_transports import create_weight_transport
 from vz_ray.planning.published_weights import check_published_adapters
+from vz_ray.planning.sequence_parallel import check_checkpoint_heads
 from vz_ray.rewards import check_choices, check_scorers
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.runtime import runtime
@@ -41,6 +42,7 @@ def run_training(config: GrpoRunConfig) -> None:
         UserError: The config, the data, this machine or the cluster fails a check, or training cannot continue.
         StopRequested: A stop was requested; the checkpoint is complete.
     """
+    check_checkpoint_heads(config.model, config.learner)
     task_files = [config.data.train, *([config.data.validation] if config.train.validate_every else [])]
     for path in task_files:
         tasks = read_tasks(path)

@@ -20,6 +20,7 @@ from vz_ray.env.trajectory import Trajectory
 from vz_ray.learner.sft import SftState, sft_loop
 from vz_ray.monitoring.live_status import RunKind
 from vz_ray.monitoring.metric_logger import MetricLogger
+from vz_ray.planning.sequence_parallel import check_checkpoint_heads
 from vz_ray.runtime import runtime
 from vz_ray.runtime.monitor_run import monitor_run
 from vz_ray.runtime.ray_cluster import checked_ray_cluster
@@ -38,6 +39,7 @@ def run_sft(config: SftRunConfig) -> None:
     """
     if not config.data:
         raise UserError("data is empty; set it to episode logs, or to samples with messages and images")
+    check_checkpoint_heads(config.model, config.learner)
     with open_run(config) as run:
         if report_finished(run):
             return

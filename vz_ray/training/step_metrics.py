@@ -85,8 +85,8 @@ def check_teacher(batch: RolloutBatch, runtime: Runtime) -> None:
     Raises:
         UserError: Every group was left out because its frames cannot be decoded again.
     """
-    if runtime.teacher is not None and runtime.teacher.last_unreadable and not batch.kept:
-        raise UserError(f"the teacher scored no group of the step; the last reason: {runtime.teacher.last_unreadable}")
+    if runtime.teacher is not None and (reason := runtime.teacher.take_unreadable()) and not batch.kept:
+        raise UserError(f"the teacher scored no group of the step; the last reason: {reason}")
 
 
 def check_mismatch(row: Mapping[str, float], config: GrpoRunConfig) -> None:
