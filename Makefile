@@ -53,7 +53,7 @@ format: .venv/.installed
 
 # Check k8s/ and cluster/docker/.
 manifests: .venv/.installed
-	$(PY) -m pytest tests/cluster/test_manifests.py tests/cluster/test_dockerfiles.py
+	$(PY) -m pytest tests/cluster/test_manifests.py tests/cluster/test_dockerfiles.py tests/k8s
 
 # Check this machine; names a fix for each problem.
 doctor: .venv/.installed

@@ -26,7 +26,7 @@ import random
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,7 @@ class SleepWorker:
         episode_id: EpisodeId,
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None,
+        completed_turns: bytes = b"",
     ) -> Trajectory:
         number = random.Random(str(episode_id)).randrange(1 << 30)
         trajectory, started, ended = await self.host.run.remote(self.name, episode_id, number)
@@ -159,6 +160,9 @@ class SleepWorker:
 
     async def drain_reason(self) -> str:
         return ""
+
+    async def read_completed_turns(self) -> Mapping[EpisodeId, bytes]:
+        return {}
 
     async def describe_state(self) -> tuple[str, str]:
         return "", ""

@@ -1,7 +1,7 @@
 """Local Ray cluster of several nodes with Ray's real autoscaler, for rehearsals.
 
     python -m cluster.local up --nodes 3 --cpus 2 --jobs
-    export RAY_AUTH_TOKEN_PATH=/tmp/vz_ray_cluster/token
+    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=/tmp/vz_ray_cluster/token
     vz-ray submit conf/laptop.yaml runs=$PWD/runs data.train=$PWD/data/needle/train.json rollout.max_workers=3 \\
         --address http://127.0.0.1:8266
     python -m cluster.local down
@@ -234,7 +234,8 @@ def up(
     print(f"up after {time.monotonic() - began:.0f} s; use it with ray.address={cluster.address}")
     if jobs:
         print(
-            f"jobs: export RAY_AUTH_TOKEN_PATH={cluster.token_file}; vz-ray submit ... --address {cluster.jobs_address}"
+            f"jobs: export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={cluster.token_file}; "
+            f"vz-ray submit ... --address {cluster.jobs_address}"
         )
 
 

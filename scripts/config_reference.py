@@ -27,6 +27,7 @@ COMMANDS = {
     "distill reflect": "vz_ray.config.distill.ReflectionRunConfig",
     "serve": "vz_ray.config.serve.ServeConfig",
     "synth": "vz_ray.config.data.SynthConfig",
+    "k8s render --site": "vz_ray.config.site.SiteConfig",
 }
 """Config class of each command."""
 

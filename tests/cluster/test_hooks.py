@@ -16,7 +16,8 @@ import pytest
 
 from cluster import hooks
 from cluster.hooks import JobApi, main, process_commands, running_actors, stop_jobs, wait_idle
-from tests.cluster.manifests import ROOT, Workload
+from tests.cluster.manifests import ROOT
+from vz_ray.k8s.manifest import Workload
 
 
 @dataclass

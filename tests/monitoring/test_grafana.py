@@ -29,9 +29,16 @@ def serve_series_names() -> set[str]:
     return {f"{family.name}{suffix}" for family in families for suffix in suffixes[family.type]}
 
 
+def gpu_series_names() -> set[str]:
+    """Series that Ray exports on nodes with GPUs only."""
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
+    return {f"ray_{name}" for name in METRICS_GAUGES if name.startswith(("node_gpus_", "node_gram_"))}
+
+
 def exported_series() -> set[str]:
     run_series = {name for metric in METRIC_CATALOG.values() for name in metric.series_names}
-    return run_series | serve_series_names() | set(RAY["names"])
+    return run_series | serve_series_names() | set(RAY["names"]) | gpu_series_names()
 
 
 def queries() -> list[tuple[str, str]]:
@@ -141,6 +148,16 @@ tests:
       - eval_time: 20m
         alertname: VzRayNoProgress
         exp_alerts: [{{exp_labels: {{run: stuck, severity: warning}}, exp_annotations: {{}}}}]
+  - interval: 1m
+    input_series:
+      - {{series: 'ray_vz_last_step_timestamp_seconds{{run="first"}}', values: '0x90'}}
+      - {{series: 'ray_vz_step{{run="first"}}', values: '0x90'}}
+      - {{series: 'ray_vz_max_steps{{run="first"}}', values: '9x90'}}
+    alert_rule_test:
+      - {{eval_time: 55m, alertname: VzRayNoProgress, exp_alerts: []}}
+      - eval_time: 65m
+        alertname: VzRayNoProgress
+        exp_alerts: [{{exp_labels: {{run: first, severity: warning}}, exp_annotations: {{}}}}]
   - interval: 1m
     input_series:
       - {{series: 'ray_vz_heartbeat_timestamp_seconds{{run="dead"}}', values: '0 60 120 stale'}}

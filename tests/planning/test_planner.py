@@ -15,6 +15,7 @@ from vz_ray.config.learner import LoraConfig
 from vz_ray.config.load import ConfigError
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.families import load_model_shape
 from vz_ray.planning.advice import MemoryAdvice, advise
 from vz_ray.planning.gpu_memory import GIB, MemoryFootprint, MemoryItem, MemoryPhase, parse_bytes
 from vz_ray.planning.planner import (
@@ -24,7 +25,7 @@ from vz_ray.planning.planner import (
     load_plannable_config,
     make_plan,
 )
-from vz_ray.planning.published_weights import published_bytes
+from vz_ray.planning.published_weights import check_published_adapters, published_bytes
 from vz_ray.utils.errors import UserError
 
 RL, SFT, TINY = (
@@ -187,6 +188,14 @@ def test_published_adapters_outside_the_language_model_raise() -> None:
     make_test_plan(RL, *LORA, target)
     with pytest.raises(UserError, match=r"target_modules match model\.visual\.blocks\.\*\.attn\.qkv; .*publish=merged"):
         make_test_plan(RL, *LORA, target, "learner.lora.publish=adapters")
+
+
+def test_published_adapters_of_a_model_with_experts_raise() -> None:
+    lora = LoraConfig(rank=8, target_modules=["q_proj"], publishes_adapters=True)
+    shape = load_model_shape("Qwen3-VL-30B-A3B")
+    with pytest.raises(UserError, match=r"qwen3_vl_moe\) has experts, .* learner\.lora\.publish=merged"):
+        check_published_adapters(shape, lora)
+    check_published_adapters(shape, replace(lora, publishes_adapters=False))
 
 
 def test_engine_has_a_slot_for_the_adapter_and_receives_its_bytes() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -32,6 +32,8 @@ class FakeWorkerClient:
         self.calls: list[str] = []
         self.episodes: list[tuple[EpisodeId, int]] = []
         self.fail: dict[str, Exception] = {}
+        self.completed_turns: dict[EpisodeId, bytes] = {}
+        self.continued: dict[EpisodeId, bytes] = {}
         self.unblocked = asyncio.Event()
         self.unblocked.set()
         self.ended = False
@@ -51,12 +53,19 @@ class FakeWorkerClient:
         episode_id: EpisodeId,
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None,
+        completed_turns: bytes = b"",
     ) -> Trajectory:
         self.calls.append(f"episode {episode_id}")
+        if completed_turns:
+            self.continued[episode_id] = completed_turns
         await self.unblocked.wait()
         self._record("run_episode")
         self.episodes.append((episode_id, self.version))
         return Trajectory(episode_id, "wire", TokenContext(()), (), EpisodeStatus.ANSWERED, worker=self.name)
+
+    async def read_completed_turns(self) -> Mapping[EpisodeId, bytes]:
+        turns, self.completed_turns = self.completed_turns, {}
+        return turns
 
     async def sleep(self, level: int) -> None:
         self._record("sleep")

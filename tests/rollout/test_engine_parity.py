@@ -165,6 +165,8 @@ async def test_stale_caches_change_logprobs(side: EngineUnderTest) -> None:
 
 
 async def test_probe_detects_stale_caches(side: EngineUnderTest) -> None:
+    if side.variant.lora and side.variant.family == "qwen3_5":
+        pytest.skip("the probe is shorter than a block of the prefix cache, and adapters do not change image features")
     await side.train_and_publish()
 
     class CacheKeepingEngine(VllmEngine):

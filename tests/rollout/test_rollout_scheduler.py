@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.rollout.fake_workers import (
     run_groups,
     settle,
     start_groups,
+    until,
 )
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, Trajectory
@@ -63,6 +65,34 @@ async def test_lost_worker_is_replaced_and_episodes_retried(start_scheduler: Sta
     ]
     assert len(tracker.accepted) == 24
     assert max(tracker.accepted.values()) == 1
+
+
+async def test_episodes_of_a_lost_worker_continue_after_their_reported_turns(
+    start_scheduler: StartScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples 0 and 1 reported turns; that of an episode which has ended is not stored."""
+    monkeypatch.setattr("vz_ray.rollout.pool_maintenance._COLLECT_INTERVAL_S", 0.01)
+    factory = WorkerFactory(lambda worker: worker.unblocked.clear())
+    scheduler = await start_scheduler(factory, num_workers=1)
+    [running] = start_groups(scheduler, TASKS[:1], 3)
+    await settle()
+    first = factory.workers[0]
+    ids = [EpisodeId(0, TASKS[0].task_id, sample) for sample in range(3)]
+    first.completed_turns = {ids[0]: b"one turn", ids[1]: b"two turns", EpisodeId(0, "ended", 0): b"turns"}
+    await until(lambda: not first.completed_turns)
+    await settle()
+    [worker] = scheduler.pool._workers
+    assert worker.completed_turns == {ids[0]: b"one turn", ids[1]: b"two turns", ids[2]: b""}
+    first.fail["run_episode"] = WorkerLostError("rollout-0 died")
+    first.unblocked.set()
+    await until(lambda: len(factory.workers) == 2)
+    second = factory.workers[1]
+    second.unblocked.set()
+    await running
+    retried = [replace(id, attempt=1) for id in ids]
+    assert second.continued == {retried[0]: b"one turn", retried[1]: b"two turns"}
+    assert {id for id, _ in second.episodes} == set(retried)
+    assert worker.completed_turns == {}
 
 
 async def test_group_moves_together_after_worker_loss(start_scheduler: StartScheduler) -> None:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,18 +24,33 @@ from vz_ray.config.clips import ClipsConfig
 from vz_ray.config.data import SynthConfig
 from vz_ray.config.reward import RewardConfig
 from vz_ray.config.rollout import EngineConfig, RolloutConfig
+from vz_ray.data.chat_format_loader import load_chat_format
 from vz_ray.decode.pool import DecodePool
+from vz_ray.env.chat_format import ChatFormat
+from vz_ray.env.episode_runner import run_episode
 from vz_ray.env.protocols import Prompt
 from vz_ray.env.task import Task
-from vz_ray.env.trajectory import EpisodeStatus, Group, SampledAction, SamplingParams, Trajectory
+from vz_ray.env.trajectory import (
+    EpisodeId,
+    EpisodeStatus,
+    ExternalAction,
+    Group,
+    SampledAction,
+    SamplingParams,
+    Trajectory,
+)
 from vz_ray.needle.needle_video import QuestionKind, make_video
+from vz_ray.needle.oracle import format_zoom_turn
 from vz_ray.needle.synthesis import encode_video, make_tasks
 from vz_ray.rewards import score_episode
-from vz_ray.rollout.ray_worker import RayWorkerClient, fetch_weights
+from vz_ray.rollout.ray_worker import RayWorkerClient
 from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup
 from vz_ray.rollout.sample_tracker import SampleTracker
+from vz_ray.rollout.turn_log import TurnLog
 from vz_ray.rollout.vllm_engine import banned_token_ids
+from vz_ray.rollout.weight_copies import WeightCopies
+from vz_ray.rollout.worker_handle import WorkerLostError, WorkerState
 from vz_ray.weight_sync import (
     ModuleSource,
     ParityCheck,
@@ -174,6 +190,52 @@ async def test_killed_worker_is_replaced_without_losses(single_node: SingleNodeR
     assert not alive
 
 
+class ZoomThenFail:
+    """Zoom once; the worker is lost in the second turn."""
+
+    def __init__(self, chat_format: ChatFormat) -> None:
+        self._chat_format = chat_format
+
+    async def generate(self, prompt: Prompt, sampling_params: SamplingParams, *, request_id: str) -> ExternalAction:
+        if request_id.endswith("turn1"):
+            raise WorkerLostError("the worker was lost")
+        text = format_zoom_turn("x", 8, 10, 2)
+        return ExternalAction(text, self._chat_format.encode_assistant(text))
+
+
+async def test_worker_continues_an_episode_of_a_lost_worker(single_node: SingleNodeRollout, path: Path) -> None:
+    """The log-probs of the next turn match: tokens and frames of the completed turn are the same."""
+    chat_format, task, turns = load_chat_format(path / "model", EPISODE), single_node.tasks[0], TurnLog()
+    lost, retried = EpisodeId(9, task.task_id, 0), EpisodeId(9, task.task_id, 0, attempt=1)
+    with pytest.raises(WorkerLostError):
+        await run_episode(
+            task,
+            ZoomThenFail(chat_format),
+            single_node.pool,
+            chat_format,
+            EPISODE,
+            episode_id=lost,
+            sampling_params=SamplingParams(),
+            on_event=turns.recorder(lost),
+        )
+    [worker] = [worker for worker in single_node.scheduler.pool._workers if worker.state is WorkerState.READY]
+    reported = turns.take_changed()[lost]
+    trajectory = await worker.client.run_episode(task, retried, SamplingParams(max_tokens=24, seed=1), None, reported)
+    assert trajectory.extra["resumed_turns"] == 1
+    zoom, answer = trajectory.turns[:2]
+    assert (zoom.action, zoom.observation) == (
+        TurnLog.decode(reported)[0].action,
+        TurnLog.decode(reported)[0].observation,
+    )
+    assert zoom.observation is not None
+    assert len(zoom.observation.frame_refs) == 4
+    assert isinstance(answer.action, SampledAction)
+    frames = await single_node.pool.resolve([*trajectory.prompt.frame_refs, *zoom.observation.frame_refs])
+    ids = (*trajectory.prompt.compact_ids, *zoom.action.token_ids, *zoom.observation.compact_ids)
+    expected = single_node.reference.logprobs(Prompt(ids, tuple(frames), ()), answer.action.token_ids, 1.0)
+    assert max_abs_diff(answer.action.logprobs, expected) <= 1e-4
+
+
 async def test_replacement_receives_the_next_version(single_node: SingleNodeRollout) -> None:
     perturb(single_node.reference.model, 2)
     report = await single_node.scheduler.pool.publish(2, single_node.transport)
@@ -182,15 +244,38 @@ async def test_replacement_receives_the_next_version(single_node: SingleNodeRoll
     assert group.trajectories[0].weight_versions == (2,)
 
 
-async def test_version_is_fetched_to_another_node(single_node: SingleNodeRollout, tmp_path: Path) -> None:
+async def test_version_is_copied_once_per_node_bucket_by_bucket(single_node: SingleNodeRollout, tmp_path: Path) -> None:
+    """Of three workers on two other nodes, two copy; the second worker of a node copies after the first has failed."""
     number = single_node.store.versions()[-1]
-    node = ray.get_runtime_context().get_node_id()
-    manifest, *buckets = await fetch_weights(str(single_node.store.path(number)), node)
-    installed = WeightStore(tmp_path / "there").install(
-        WeightManifest.from_json(await manifest), [await bucket for bucket in buckets]
-    )
-    manifest_on_disk = read_manifest(installed)
-    original = dict(read_tensors(single_node.store.path(number), manifest_on_disk))
-    copied = dict(read_tensors(installed, manifest_on_disk))
-    assert original.keys() == copied.keys()
-    assert all(torch.equal(original[name], copied[name]) for name in original)
+    directory, source = str(single_node.store.path(number)), ray.get_runtime_context().get_node_id()
+    copies, staged = WeightCopies(), list[tuple[str, int]]()
+
+    def worker(node: str, *, fails: bool = False) -> asyncio.Task[None]:
+        store = WeightStore(tmp_path / node)
+
+        async def call(method: str, _: str, manifest: str, *args: Any) -> None:
+            if method == "commit_weights":
+                store.commit_staged(WeightManifest.from_json(manifest))
+                return
+            index, bucket = args
+            store.stage_bucket(WeightManifest.from_json(manifest), index, await bucket)
+            staged.append((node, index))
+            if fails:
+                raise WorkerLostError("gone")
+
+        return asyncio.create_task(copies.ensure(directory, source, node, call))
+
+    failing, *others = worker("b", fails=True), worker("b"), worker("c")
+    with pytest.raises(WorkerLostError):
+        await failing
+    await asyncio.gather(*others)
+    await worker("b")
+    manifest = read_manifest(directory)
+    count = len(manifest.bucket_bytes)
+    assert count > 1
+    assert sorted(staged) == sorted([("b", 0), *(("b", i) for i in range(count)), *(("c", i) for i in range(count))])
+    original = dict(read_tensors(directory, manifest))
+    for node in ("b", "c"):
+        copied = dict(read_tensors(tmp_path / node / Path(directory).name, manifest))
+        assert original.keys() == copied.keys()
+        assert all(torch.equal(original[name], copied[name]) for name in original)

@@ -10,6 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from vz_ray.config import load_config
 from vz_ray.config.serve import ServeConfig
+from vz_ray.serve.agent import Agent
 from vz_ray.serve.app import AGENT_DEPLOYMENT, build, build_application
 from vz_ray.utils.errors import UserError
 
@@ -25,7 +26,8 @@ def test_production_config_is_valid():
     config = load_config(ServeConfig, arguments.pop("config"), [f"{key}={value}" for key, value in arguments.items()])
     (agent,) = app.deployments
     assert agent.name == AGENT_DEPLOYMENT
-    assert agent.user_config == {"model": config.model, "version": 1}
+    assert set(agent.user_config) == {"model", "version"}
+    assert config.model == "", "a change of `args` would restart all replicas"
     assert config.access.keys_file, "it listens on all addresses"
 
 
@@ -52,9 +54,19 @@ def test_engine_gpus_follow_config():
     assert deployed(build(NEVER)).ray_actor_options["num_gpus"] == 0
 
 
-def test_missing_model_is_refused():
+async def test_missing_model_is_refused():
+    config = load_config(ServeConfig, "conf/serve/tiny.yaml")
     with pytest.raises(UserError, match="model="):
-        build({"config": "conf/serve/tiny.yaml", "ray.use_gpus": "never"})
+        build_application(config, gpus=False)
+    with pytest.raises(UserError, match="user_config has no model"):
+        await Agent(config).reconfigure({"model": "", "version": 0})
+
+
+def test_weights_may_come_from_the_deployment():
+    without = build({key: value for key, value in NEVER.items() if key != "model"})
+    with_model = build(NEVER)
+    assert deployed(without).user_config == {"model": "", "version": 0}
+    assert agent_of(without).init_args == agent_of(with_model).init_args
 
 
 @pytest.mark.parametrize(

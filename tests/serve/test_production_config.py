@@ -49,11 +49,10 @@ def adapted(folder: Path, key_file: Path) -> tuple[Path, str]:
     content: dict[str, Any] = yaml.safe_load(Path("conf/serve/production.yaml").read_text())
     content["http_options"] = {"host": "127.0.0.1", "port": find_free_port()}
     application = content["applications"][0]
-    assert set(application["args"]) == {"config", "model", "access.keys_file", "files.directory"}
+    assert set(application["args"]) == {"config", "access.keys_file", "files.directory"}
     model = str(Path("assets/tiny-base").resolve())
     application["args"] |= {
         "config": "conf/serve/tiny.yaml",
-        "model": model,
         "access.keys_file": str(key_file),
         "files.directory": str(folder / "uploads"),
         "files.allowed_dirs": f"[{folder}]",

@@ -125,9 +125,14 @@ def test_tensor_in_two_buckets_is_rejected(store: WeightStore) -> None:
 def test_installed_version_equals_the_original(store: WeightStore, tmp_path: Path) -> None:
     manifest = store.write_version(2, ModuleSource(model()))
     other_store = WeightStore(tmp_path / "other_store")
-    for _ in range(2):  # a second worker of the node installs the same version
-        path = other_store.install(manifest, [file.read_bytes() for file in sorted(store.path(2).glob("*.bin"))])
-    assert path == other_store.path(2)
+    abandoned = other_store.root / ".draft-00000001-999999999"  # no process has this id
+    abandoned.mkdir()
+    for _ in range(2):  # a second worker of the node stages the same version
+        for index, file in enumerate(sorted(store.path(2).glob("*.bin"))):
+            assert not abandoned.exists() or index == 0
+            other_store.stage_bucket(manifest, index, file.read_bytes())
+        path = other_store.commit_staged(manifest)
+    assert [entry.name for entry in other_store.root.iterdir()] == [path.name] == [other_store.path(2).name]
     original = dict(read_tensors(store.path(2), manifest))
     for name, tensor in read_tensors(path, read_manifest(path)):
         assert torch.equal(tensor, original[name])
@@ -137,7 +142,7 @@ def test_truncated_bucket_is_rejected(store: WeightStore, tmp_path: Path) -> Non
     manifest = store.write_version(2, ModuleSource(model()))
     other_store = WeightStore(tmp_path / "other_store")
     with pytest.raises(WeightIntegrityError, match="bucket 0 of weight version 2 has 3 bytes"):
-        other_store.install(manifest, [b"abc"])
+        other_store.stage_bucket(manifest, 0, b"abc")
     assert other_store.versions() == []
 
 

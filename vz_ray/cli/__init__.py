@@ -6,7 +6,7 @@ import what they need when they run, so that `vz-ray --help` is fast.
 
 # isort: off
 from vz_ray.cli.app import app, main, resolve_config
-from vz_ray.cli import training, evaluation, inspection, serving, cluster, machine  # noqa: F401
+from vz_ray.cli import training, evaluation, inspection, serving, cluster, k8s, machine  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main", "resolve_config"]

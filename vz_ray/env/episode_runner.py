@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from vz_ray.config.episode import EpisodeConfig
@@ -12,7 +13,7 @@ from vz_ray.env.events import EpisodeStarted, EventCallback, TurnCompleted, Zoom
 from vz_ray.env.frame_selectors import create_frame_selector
 from vz_ray.env.protocols import FrameRanker, FrameSource, Policy
 from vz_ray.env.task import Task
-from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, TokenContext, Trajectory
+from vz_ray.env.trajectory import EpisodeId, EpisodeStatus, SamplingParams, TokenContext, Trajectory, Turn
 from vz_ray.env.zoom_env import EnvState, ZoomEnv
 from vz_ray.env.zoom_gate import apply_zoom_gate
 from vz_ray.utils.timeouts import with_timeout
@@ -22,6 +23,8 @@ from vz_ray.video.subtitles import Subtitle, read_subtitles
 
 NO_VIDEO_INFO = VideoInfo("", "", 0, 0.0, 0.0, 0, 0)
 """Placeholder for a chat without a video. Zoom calls are rejected."""
+RESUMED_TURNS_KEY = "resumed_turns"
+"""Key in `Trajectory.extra` for the number of turns of an interrupted attempt that were not sampled again."""
 SUBTITLE_TIMEOUT_S = 60.0
 """Timeout for reading a subtitle file, which may be on network storage."""
 
@@ -38,6 +41,7 @@ async def run_episode(
     worker: str = "",
     ranker: FrameRanker | None = None,
     on_event: EventCallback = ignore_event,
+    completed_turns: Sequence[Turn] = (),
 ) -> Trajectory:
     """Run an episode until it ends.
 
@@ -50,11 +54,19 @@ async def run_episode(
         worker: Name recorded in the trajectory.
         ranker: Image-text model, for the frame selector `query`.
         on_event: Callback for each event.
+        completed_turns: First turns of an interrupted attempt. They are repeated without the policy, with the same
+            tokens and frames. If a frame has changed, or with a zoom gate, the episode starts over.
     """
     started_at = time.monotonic()
     try:
         env = await _open_env(episode_id, task, frame_source, chat_format, config)
         extra = await _start_env(env, frame_source, ranker, on_event)
+        if completed_turns and config.gate.mode == "off":
+            if await _repeat_turns(env, completed_turns, frame_source, on_event):
+                extra[RESUMED_TURNS_KEY] = len(completed_turns)
+            else:
+                env = await _open_env(episode_id, task, frame_source, chat_format, config)
+                extra = await _start_env(env, frame_source, ranker, on_event)
     except VideoError as error:
         return Trajectory(
             episode_id,
@@ -84,6 +96,22 @@ async def run_episode(
         on_event(TurnCompleted(turn_index, env.turns[-1], clip))
     trajectory = env.trajectory(worker=worker, seconds=time.monotonic() - started_at)
     return replace(trajectory, extra={**trajectory.extra, **extra})
+
+
+async def _repeat_turns(
+    env: ZoomEnv, turns: Sequence[Turn], frame_source: FrameSource, on_event: EventCallback
+) -> bool:
+    """Apply turns that were completed before. Return whether their observations are equal."""
+    for turn_index, turn in enumerate(turns):
+        if env.state is not EnvState.AWAITING_TURN:
+            return False
+        zoom, clip = env.step(turn.action, turn.seconds[0]), None
+        if zoom is not None:
+            clip = await _fetch_clip(env, zoom, frame_source)
+        if env.turns[-1].observation != turn.observation:
+            return False
+        on_event(TurnCompleted(turn_index, env.turns[-1], clip))
+    return True
 
 
 async def _open_env(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vz_ray.config.run import EvalConfig
+from vz_ray.env.episode_runner import RESUMED_TURNS_KEY
 from vz_ray.env.failure_modes import is_visible
 from vz_ray.env.task import Task
 from vz_ray.env.trajectory import EpisodeStatus, RewardParts, Trajectory
@@ -241,6 +242,10 @@ def step_metrics(results: Sequence[EvalResult]) -> dict[str, float]:
         metric_names.OVERVIEW_FALLBACK_RATE: (
             metrics.selector_fallbacks / metrics.questions if metrics.selector_fallbacks else None
         ),
+        metric_names.RESUMED_TURNS: sum(
+            float(str(result.trajectory.extra.get(RESUMED_TURNS_KEY, 0))) for result in results
+        )
+        or None,
         metric_names.INVALID_RATE: metrics.invalid / len(results) if results else None,
     }
     for reason, count in metrics.invalid_reasons.items():

@@ -150,7 +150,7 @@ def check_input_paths(config: ClusterConfig, package: WorkingDirPackage) -> None
     Raises:
         UserError: The job would not find the path; the error names its key and the reason.
     """
-    for key, path in _input_paths(config).items():
+    for key, path in input_paths(config).items():
         if not path or Path(path).is_absolute() or package.contains(path) or find_shipped(path):
             continue
         exists = (package.root / path).exists()
@@ -161,7 +161,7 @@ def check_input_paths(config: ClusterConfig, package: WorkingDirPackage) -> None
         )
 
 
-def _input_paths(config: ClusterConfig) -> dict[str, str]:
+def input_paths(config: ClusterConfig) -> dict[str, str]:
     """Return the files and folders that a run reads, by config key; a quickstart and an ablation make their data."""
     paths = {"model": str(config.model or "")}
     if isinstance(config, QuickstartConfig | AblationConfig):

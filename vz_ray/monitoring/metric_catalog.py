@@ -111,6 +111,8 @@ _STEP_METRICS = (
     _gauge("vz_overview_fallback_ratio", "Overviews that fell back to uniform frames.", "ratio",
            key=keys.OVERVIEW_FALLBACK_RATE),
     _gauge("vz_answered_ratio", "Episodes with an answer.", "ratio", key=keys.ANSWERED_RATE),
+    _gauge("vz_resumed_turns", "Turns of lost workers that were not sampled again.", "turns",
+           key=keys.RESUMED_TURNS),
     _gauge("vz_unparsed_ratio", "Answers that could not be parsed.", "ratio", key=keys.UNPARSED_RATE),
     _gauge("vz_invalid_ratio", "Episodes that could not be scored.", "ratio", key=keys.INVALID_RATE),
     _gauge("vz_invalid_reason_ratio", "Episodes that could not be scored, by reason.", "ratio", "reason",

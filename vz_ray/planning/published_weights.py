@@ -15,10 +15,15 @@ def check_published_adapters(shape: ModelShape, lora: LoraConfig) -> None:
     """Check that engines can apply the adapters of every layer.
 
     Raises:
-        UserError: A target matches no layer, or layers outside the language model.
+        UserError: The model has experts, or a target matches no layer, or layers outside the language model.
     """
     if not lora.publishes_adapters:
         return
+    if shape.text.experts:
+        raise UserError(
+            f"the model ({shape.model_type}) has experts, with which published adapters are not verified; set "
+            "learner.lora.publish=merged"
+        )
     linear_layers = [name for name, _ in FAMILIES[shape.model_type].linear_layers(shape)]
     outside = [name for name in lora.match_layers(linear_layers) if not name.startswith(TEXT_PREFIX)]
     if outside:

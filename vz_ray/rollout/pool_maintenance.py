@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 STATUS_TIMEOUT_S = 300.0
 """Maximum timeout of health checks and counters, which do not wait for turns."""
 _SCALE_INTERVAL_S = 0.5
+_COLLECT_INTERVAL_S = 5.0
+"""A lost worker costs at most the turns of this time and the turns in progress."""
 _NO_WORKER_WARN_AFTER_S, _NO_WORKER_WARN_EVERY_S = 10.0, 60.0
 
 
@@ -92,6 +94,25 @@ class PoolMaintenance:
             if drain_reason and worker.state in checked_states:
                 self._pool.drain(worker, drain_reason)
                 self._pool.start_missing()
+
+    async def collect_turns(self, worker: WorkerHandle) -> None:
+        """Store the completed turns of a worker's episodes, so that they survive the worker."""
+        client, timeout_s = worker.client, min(self._config.turn_timeout_s, STATUS_TIMEOUT_S)
+        while worker.state is not WorkerState.DEAD:
+            await asyncio.sleep(_COLLECT_INTERVAL_S)
+            if not worker.load:
+                continue
+            try:
+                turns = await with_timeout(
+                    client.read_completed_turns(), timeout_s, target=client.name, operation="reading its turns"
+                )
+            except Exception as error:
+                # Calls in flight and health checks find a dead worker.
+                log.debug("No turns from worker %s: %s", client.name, error)
+            else:
+                # An episode may have ended meanwhile.
+                running = worker.completed_turns.keys() & turns.keys()
+                worker.completed_turns |= {episode_id: turns[episode_id] for episode_id in running}
 
     async def retry_missing(self) -> None:
         """Retry workers that could not be started; report a lack of workers, and give up after a time."""

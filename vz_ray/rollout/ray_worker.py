@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vz_ray.config.episode import EpisodeConfig
 from vz_ray.env.task import Task
@@ -17,13 +16,13 @@ from vz_ray.env.trajectory import EpisodeId, SamplingParams, Trajectory
 from vz_ray.rollout.engine_stats import WorkerCapacity
 from vz_ray.rollout.rollout_worker import RolloutWorker, WorkerSetup, WorkerStats
 from vz_ray.rollout.vllm_process import EngineFailedError
+from vz_ray.rollout.weight_copies import WeightCopies
 from vz_ray.rollout.worker_bundles import WorkerBundles
 from vz_ray.rollout.worker_handle import WorkerLostError, WorkerUnschedulableError
 from vz_ray.utils.code_fingerprint import check_same_code, code_fingerprint
 from vz_ray.utils.placement import explain_unschedulable, node_group_resources
 from vz_ray.utils.timeouts import StepTimeout, with_timeout
 from vz_ray.weight_sync import RemoteEngineClient, WeightManifest, WeightStore, WeightUpdate
-from vz_ray.weight_sync.weight_store import MANIFEST_NAME
 
 _SHUTDOWN_TIMEOUT_S = 45.0
 _MAX_REASON_CHARS = 300
@@ -54,17 +53,22 @@ class RolloutWorkerActor(RolloutWorker):
         episode_id: EpisodeId,
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None,
+        completed_turns: bytes,
     ) -> tuple[Trajectory, WorkerCapacity]:
         """Run an episode and return the remaining capacity with it."""
-        trajectory = await self.run_episode(task, episode_id, sampling_params, episode_config)
+        trajectory = await self.run_episode(task, episode_id, sampling_params, episode_config, completed_turns)
         return trajectory, self.capacity()
 
     def configure(self, setup: WorkerSetup) -> None:
         super().__init__(self.name, setup)
 
-    def install_weights(self, directory: str, manifest: str, *buckets: bytes) -> None:
-        """Write a version fetched from another node to the same path on this node."""
-        WeightStore(Path(directory).parent).install(WeightManifest.from_json(manifest), buckets)
+    def stage_weights(self, directory: str, manifest: str, index: int, bucket: bytes) -> None:
+        """Write a bucket of a version of another node for the same path on this node."""
+        WeightStore(Path(directory).parent).stage_bucket(WeightManifest.from_json(manifest), index, bucket)
+
+    def commit_weights(self, directory: str, manifest: str) -> None:
+        """Complete a version whose buckets are staged."""
+        WeightStore(Path(directory).parent).commit_staged(WeightManifest.from_json(manifest))
 
 
 class RayWorkerClient(RemoteEngineClient):
@@ -76,6 +80,7 @@ class RayWorkerClient(RemoteEngineClient):
         gpus: Whether the engine needs GPUs.
         bundles: Bundles that workers share with learner ranks; None places the worker on any node with free
             resources.
+        copies: Shared by the workers of a pool.
     """
 
     actor_type: ClassVar[type[RolloutWorkerActor]] = RolloutWorkerActor
@@ -83,8 +88,15 @@ class RayWorkerClient(RemoteEngineClient):
     """Config section of the worker, for errors."""
 
     def __init__(
-        self, name: str, setup: WorkerSetup, *, gpus: bool = False, bundles: WorkerBundles | None = None
+        self,
+        name: str,
+        setup: WorkerSetup,
+        *,
+        gpus: bool = False,
+        bundles: WorkerBundles | None = None,
+        copies: WeightCopies | None = None,
     ) -> None:
+        self._copies = copies or WeightCopies()
         self.name, self._setup, self._bundles = name, setup, bundles
         self.learner_rank, self._bundle = 0, -1
         self.capacity: WorkerCapacity | None = None
@@ -155,11 +167,15 @@ class RayWorkerClient(RemoteEngineClient):
         episode_id: EpisodeId,
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None,
+        completed_turns: bytes = b"",
     ) -> Trajectory:
         trajectory, self.capacity = await self._call(
-            "run_episode_with_capacity", task, episode_id, sampling_params, episode_config
+            "run_episode_with_capacity", task, episode_id, sampling_params, episode_config, completed_turns
         )
         return trajectory
+
+    async def read_completed_turns(self) -> dict[EpisodeId, bytes]:
+        return await self._call("read_completed_turns")
 
     async def call_engine(self, method: str, *args: Any) -> Any:
         return await self._call("call_engine", method, *args)
@@ -169,7 +185,7 @@ class RayWorkerClient(RemoteEngineClient):
         directory = update.transfer_info.get("directory")
         source_node_id = update.node_id or str(ray.get_runtime_context().get_node_id())
         if directory is not None and self._node_id != source_node_id:
-            await self._call("install_weights", directory, *await fetch_weights(directory, source_node_id))
+            await self._copies.ensure(directory, source_node_id, self._node_id, self._call)
         await super().receive_weights(update)
 
     async def check_health(self) -> None:
@@ -262,27 +278,3 @@ def _node_resources() -> tuple[list[Mapping[str, float]], list[Mapping[str, floa
     draining, free = _draining_nodes(), available_resources_per_node()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     return [node["Resources"] for node in nodes], [free.get(node["NodeID"], {}) for node in nodes]
-
-
-# Defined at module level: Ray keeps a record of every remote function ever created.
-@ray.remote(num_cpus=0)
-def _read_manifest(directory: str) -> str:
-    return (Path(directory) / MANIFEST_NAME).read_text()
-
-
-@ray.remote(num_cpus=0)
-def _read_buckets(directory: str, count: int) -> bytes | tuple[bytes, ...]:
-    buckets = tuple((Path(directory) / f"{index:04d}.bin").read_bytes() for index in range(count))
-    return buckets[0] if count == 1 else buckets
-
-
-async def fetch_weights(directory: str, node_id: str) -> tuple[Any, ...]:
-    """Return object references to the manifest and bucket files of a version, read on `node_id`.
-
-    Ray transfers each file to a node once, for any number of workers on that node.
-    """
-    on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    manifest = _read_manifest.options(scheduling_strategy=on_node).remote(directory)
-    count = len(WeightManifest.from_json(await manifest).bucket_bytes)
-    buckets = _read_buckets.options(scheduling_strategy=on_node, num_returns=count).remote(directory, count)
-    return (manifest, *([buckets] if count == 1 else buckets))

@@ -2,7 +2,8 @@
 
     rollout_group --> acquire slots on one worker for the whole group
                       |-- each sample: run the episode -> accept it in the tracker
-                      |       worker lost or timeout: retry on the group's worker, or on a new one
+                      |       worker lost: continue after its last reported turn, on a new worker
+                      |       timeout: retry from the start
                       '-- all samples accepted or discarded: return the group
 
 Consumes tasks and yields groups in completion order. The worker pool owns the workers and their
@@ -128,20 +129,26 @@ class RolloutScheduler:
         episode_config: EpisodeConfig | None,
     ) -> Trajectory:
         """Run one sample until it is accepted or discarded. Its slot is already acquired."""
-        worker = placement.worker
+        worker, completed_turns = placement.worker, b""
         while True:
-            episode_tokens = None
+            episode_tokens, worker.completed_turns[episode_id] = None, b""
             try:
                 with log_context(step=episode_id.step, episode=str(episode_id), worker=worker.name):
-                    trajectory = await self._run_attempt(worker, task, episode_id, sampling_params, episode_config)
-            except (WorkerLostError, StepTimeout) as error:
+                    trajectory = await self._run_attempt(
+                        worker, task, episode_id, sampling_params, episode_config, completed_turns
+                    )
+            except WorkerLostError as error:
                 reason = str(error)
+                completed_turns = worker.completed_turns[episode_id] or completed_turns
+            except StepTimeout as error:
+                reason, completed_turns = str(error), b""
             else:
                 tracker.accept(trajectory.id)
                 episode_tokens = trajectory.num_tokens
                 self.on_accepted(trajectory)
                 return trajectory
             finally:
+                worker.completed_turns.pop(episode_id, None)
                 self.pool.release(worker, episode_tokens=episode_tokens)
             if episode_id.attempt + 1 >= self._config.max_attempts:
                 tracker.discard(episode_id.sample_key, reason)
@@ -157,6 +164,7 @@ class RolloutScheduler:
         episode_id: EpisodeId,
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None,
+        completed_turns: bytes,
     ) -> Trajectory:
         client = worker.client
         # The worker applies the same timeout and reports the cause. This one covers a hung worker. It is
@@ -164,7 +172,7 @@ class RolloutScheduler:
         timeout_s = 2 * self._config.episode_timeout_s + 2 * self._config.turn_timeout_s
         try:
             return await with_timeout(
-                client.run_episode(task, episode_id, sampling_params, episode_config),
+                client.run_episode(task, episode_id, sampling_params, episode_config, completed_turns),
                 timeout_s,
                 target=client.name,
                 operation=f"episode {episode_id}",

@@ -32,6 +32,7 @@ from vz_ray.env.trajectory import EpisodeId, RewardParts, SamplingParams, Trajec
 from vz_ray.monitoring.log_context import RunIdentity, log_context
 from vz_ray.monitoring.logging_config import configure_actor_logging, redirect_output
 from vz_ray.rollout.engine_stats import EngineStats, WorkerCapacity
+from vz_ray.rollout.turn_log import TurnLog
 from vz_ray.rollout.vllm_engine import VllmEngine
 from vz_ray.rollout.vllm_process import EngineFailedError
 from vz_ray.utils.stack_dump import format_stacks
@@ -141,6 +142,7 @@ class RolloutWorker:
         self._slots = asyncio.Semaphore(setup.rollout.max_concurrent_episodes)
         self._running_episodes = 0
         self._finished_episodes = 0
+        self._turns = TurnLog()
         # Episodes that wait for a judge hold no slot, so there may be more of them than running ones.
         self._scorer_threads = ThreadPoolExecutor(2 * setup.rollout.max_concurrent_episodes, thread_name_prefix="score")
         if own_process:
@@ -177,8 +179,13 @@ class RolloutWorker:
         episode_id: EpisodeId,
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None = None,
+        completed_turns: bytes = b"",
     ) -> Trajectory:
-        """Run and score one episode. `episode_config` overrides the worker's default.
+        """Run and score one episode.
+
+        Args:
+            episode_config: Overrides the worker's default.
+            completed_turns: Turns of an attempt that was interrupted, from `read_completed_turns`.
 
         Raises:
             StepTimeout: The episode, a turn, a clip or the reward exceeded its timeout.
@@ -186,12 +193,21 @@ class RolloutWorker:
         """
         with log_context(step=episode_id.step, episode=str(episode_id)):
             trajectory = await self._run_in_slot(
-                task, episode_id, sampling_params, episode_config or self._setup.episode
+                task, episode_id, sampling_params, episode_config or self._setup.episode, completed_turns
             )
             return await self._score(trajectory, task)
 
+    def read_completed_turns(self) -> dict[EpisodeId, bytes]:
+        """Return the turns of each running episode that completed one since the last call; see `TurnLog`."""
+        return self._turns.take_changed()
+
     async def _run_in_slot(
-        self, task: Task, episode_id: EpisodeId, sampling_params: SamplingParams, config: EpisodeConfig
+        self,
+        task: Task,
+        episode_id: EpisodeId,
+        sampling_params: SamplingParams,
+        config: EpisodeConfig,
+        completed_turns: bytes,
     ) -> Trajectory:
         setup, engine, chat_format = self._setup, self._require_engine(), self._chat_format(config)
         async with self._slots:
@@ -207,6 +223,8 @@ class RolloutWorker:
                     sampling_params=replace(sampling_params, seed=sample_seed(sampling_params.seed, episode_id)),
                     worker=self.name,
                     ranker=setup.ranker,
+                    on_event=self._turns.recorder(episode_id),
+                    completed_turns=TurnLog.decode(completed_turns),
                 )
                 with request_owner(str(episode_id)):
                     trajectory = await with_timeout(
@@ -217,6 +235,7 @@ class RolloutWorker:
                     )
             finally:
                 self._running_episodes -= 1
+                self._turns.discard(episode_id)
         self._finished_episodes += 1
         return trajectory
 

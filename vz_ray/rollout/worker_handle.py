@@ -12,7 +12,8 @@ DEAD worker never returns: its replacement gets a new name.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -110,7 +111,12 @@ class WorkerClient(EngineClient, Protocol):
         episode_id: EpisodeId,
         sampling_params: SamplingParams,
         episode_config: EpisodeConfig | None,
+        completed_turns: bytes = b"",
     ) -> Trajectory: ...
+
+    async def read_completed_turns(self) -> Mapping[EpisodeId, bytes]:
+        """Return the turns of running episodes that completed one since the last call."""
+        ...
 
     async def check_health(self) -> None: ...
 
@@ -141,6 +147,7 @@ class WorkerHandle:
         is_extra: Whether the worker was started beyond the required number.
         was_ready: Whether the worker has ever been READY.
         terminated: Whether its processes have been terminated.
+        completed_turns: Last reported turns of each of its running episodes.
     """
 
     client: WorkerClient
@@ -150,6 +157,7 @@ class WorkerHandle:
     is_extra: bool = False
     was_ready: bool = False
     terminated: bool = False
+    completed_turns: dict[EpisodeId, bytes] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -280,6 +280,7 @@ class WorkerPool:
             self._starting.discard(worker.name)
             self._changes.notify()
         if is_ready:
+            self._run_in_background(self._maintenance.collect_turns(worker))
             await self._maintenance.monitor(worker)
 
     async def _bring_up(self, worker: WorkerHandle) -> bool:

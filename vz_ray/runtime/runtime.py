@@ -29,6 +29,7 @@ from vz_ray.rollout.rollout_scheduler import RolloutScheduler
 from vz_ray.rollout.rollout_worker import WorkerSetup
 from vz_ray.rollout.teacher_scorer import TeacherScorer
 from vz_ray.rollout.teacher_worker import TeacherSetup, TeacherWorkerClient
+from vz_ray.rollout.weight_copies import WeightCopies
 from vz_ray.rollout.worker_bundles import WorkerBundles
 from vz_ray.rollout.worker_pool import WorkerPool
 from vz_ray.runtime.ray_cluster import use_gpus
@@ -178,8 +179,9 @@ async def start_rollout(
     bundles = None
     if placement is not None and placement.has_workers:
         bundles = WorkerBundles(placement.reserve, config.rollout.num_workers)
+    copies = WeightCopies()
     scheduler = RolloutScheduler(
-        lambda name: RayWorkerClient(name, setup, gpus=gpus, bundles=bundles), config.rollout, publisher
+        lambda name: RayWorkerClient(name, setup, gpus=gpus, bundles=bundles, copies=copies), config.rollout, publisher
     )
     try:
         await scheduler.pool.start()

@@ -93,8 +93,13 @@ class Agent:
 
         Weights of another architecture are refused and the current ones stay. Running requests finish
         with the old weights, unless they take longer than `timeouts.drain_s`.
+
+        Raises:
+            UserError: `weights` name no model.
         """
         model, version = str(weights["model"]), int(weights["version"])
+        if not model:
+            raise UserError("user_config has no model; set model and version of the deployment Agent")
         if self._engine is None:
             await self._start(model, version)
         elif version != self._engine.version:

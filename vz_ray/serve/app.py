@@ -58,6 +58,18 @@ def build_application(
     if not config.model:
         raise UserError("model is empty; set the agent's checkpoint directory: model=PATH")
     weights = {"model": str(Path(config.model).resolve()), "version": version}
+    return _build(config, weights, gpus=gpus, code_version=code_version, agent_type=agent_type)
+
+
+def _build(
+    config: ServeConfig,
+    weights: dict[str, Any],
+    *,
+    gpus: bool,
+    code_version: str = "",
+    agent_type: type[AgentReplica] = AgentReplica,
+) -> serve.Application:
+    """Build the application; empty `weights` come from the `user_config` of its deployment."""
     replica_config = _without_weights(config)
     agent = serve.deployment(agent_type).options(
         name=AGENT_DEPLOYMENT,
@@ -91,10 +103,13 @@ def build_application(
 def build(arguments: dict[str, Any]) -> serve.Application:
     """Entry point of `serve run` and `serve deploy`.
 
+    Without `model`, the weights are those in `user_config` of the deployment `Agent`, whose changes restart no replica;
+    Ray Serve restarts all if `args` changes.
+
     Args:
         arguments: `config`, a YAML file, and overrides of its keys.
 
-    Example: `args: {config: conf/serve/7b.yaml, model: /models/agent}`
+    Example: `args: {config: conf/serve/7b.yaml}`
     """
     overrides = dict(arguments)
     file = overrides.pop("config", None)
@@ -102,7 +117,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     gpus = config.ray.use_gpus == "always" or (
         config.ray.use_gpus == "auto" and bool(ray.cluster_resources().get("GPU"))
     )
-    return build_application(config, gpus=gpus)
+    if config.model:
+        return build_application(config, gpus=gpus)
+    return _build(config, {"model": "", "version": 0}, gpus=gpus)
 
 
 def _without_weights(config: ServeConfig) -> ServeConfig:

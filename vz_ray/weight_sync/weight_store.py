@@ -10,9 +10,10 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 from blake3 import blake3
 
@@ -87,34 +88,48 @@ class WeightStore:
             shutil.rmtree(temp_dir, ignore_errors=True)
             raise
 
-    def install(self, manifest: WeightManifest, buckets: Iterable[bytes | memoryview]) -> Path:
-        """Write a version fetched from another node, and return its directory.
+    def stage_bucket(self, manifest: WeightManifest, index: int, data: bytes | memoryview) -> None:
+        """Write a bucket of a version that is fetched from another node; bucket 0 starts over.
 
-        Several processes of a node may call it concurrently.
+        Raises:
+            WeightIntegrityError: The bucket has another size than announced.
+            OSError: Not enough shared memory.
         """
-        if not self.path(manifest.number).exists():
-            temp_dir = self._create_temp_dir(manifest.number)
-            for index, data in enumerate(buckets):
-                if len(data) != manifest.bucket_bytes[index]:
-                    raise WeightIntegrityError(
-                        f"bucket {index} of weight version {manifest.number} has {len(data)} bytes; "
-                        f"the manifest announces {manifest.bucket_bytes[index]}"
-                    )
-                (temp_dir / f"{index:04d}.bin").write_bytes(data)
-            try:
-                self._commit(temp_dir, manifest)
-            except OSError:
-                shutil.rmtree(temp_dir, ignore_errors=True)
-                if not self.path(manifest.number).exists():
-                    raise
-        return self.path(manifest.number)
+        if len(data) != manifest.bucket_bytes[index]:
+            raise WeightIntegrityError(
+                f"bucket {index} of weight version {manifest.number} has {len(data)} bytes; "
+                f"the manifest announces {manifest.bucket_bytes[index]}"
+            )
+        if index == 0:
+            self._delete_abandoned_drafts()
+            self._check_free_space(sum(manifest.bucket_bytes))
+            self._create_temp_dir(manifest.number)
+        (self._draft(manifest.number) / f"{index:04d}.bin").write_bytes(data)
+
+    def commit_staged(self, manifest: WeightManifest) -> Path:
+        """Complete a version whose buckets are staged, and return its directory."""
+        draft, path = self._draft(manifest.number), self.path(manifest.number)
+        if path.exists():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            self._commit(draft, manifest)
+        return path
 
     def clear(self) -> None:
         """Delete all versions."""
         shutil.rmtree(self.root, ignore_errors=True)
 
+    def _draft(self, number: int) -> Path:
+        return self.root / f".draft-{number:08d}-{os.getpid()}"
+
+    def _delete_abandoned_drafts(self) -> None:
+        """Delete the drafts of processes that have ended."""
+        for draft in self.root.glob(".draft-*"):
+            if not psutil.pid_exists(int(draft.name.rpartition("-")[2])):
+                shutil.rmtree(draft, ignore_errors=True)
+
     def _create_temp_dir(self, number: int) -> Path:
-        temp_dir = self.root / f".draft-{number:08d}-{os.getpid()}"
+        temp_dir = self._draft(number)
         shutil.rmtree(temp_dir, ignore_errors=True)
         temp_dir.mkdir()
         return temp_dir
