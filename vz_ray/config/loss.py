@@ -80,7 +80,7 @@ class LossConfig(Section):
     """Maximum ratio; null follows `rejection`: token 5, sequence 2, geometric 1.001."""
     teacher_coef: float = derived(0.0, "teacher_coef", "teacher.kl_coef")
     """Coefficient of the reverse KL to the teacher; 0 without a teacher."""
-    teacher_kl_cap: float | None = derived(None, "teacher.kl_cap")
+    teacher_kl_cap: float | None = derived(None, "teacher_kl_cap", "teacher.kl_cap")
     """Maximum absolute KL estimate to the teacher of a token, in nats."""
     reward_weight: float = derived(1.0, "reward_weight", "teacher.reward_weight")
     """Factor of the reward's advantage; 1 without a teacher."""

@@ -197,6 +197,11 @@ class GrpoRunConfig(RolloutRunConfig):
         return self.teacher.kl_coef if self.teacher.enabled else 0.0
 
     @property
+    def teacher_kl_cap(self) -> float | None:
+        """Maximum absolute KL estimate of a token to the teacher."""
+        return self.teacher.kl_cap
+
+    @property
     def reward_weight(self) -> float:
         """Factor of the reward's advantage; 1 without a teacher."""
         return self.teacher.reward_weight if self.teacher.enabled else 1.0

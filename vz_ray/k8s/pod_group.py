@@ -79,9 +79,13 @@ def check_fits(group: PodGroup, site: SiteConfig) -> None:
         else "lower the number or the caches of its actors",
         "disk_gib": "lower clips.disk_cache_gib and clips.download_cache_gib, or set scratch_class",
     }
-    needs = {"gpus": group.gpus, "cpus": group.cpus, "memory_gib": group.memory_gib, "disk_gib": disk}
-    for name, needed in needs.items():
-        available = getattr(node, name)
+    needs = {
+        "gpus": (group.gpus, node.gpus),
+        "cpus": (group.cpus, node.cpus),
+        "memory_gib": (group.memory_gib, node.memory_gib),
+        "disk_gib": (disk, node.disk_gib),
+    }
+    for name, (needed, available) in needs.items():
         if needed > available:
             raise UserError(
                 f"a pod of the group {group.name} needs {name} {needed:g}, and {key}.{name} is {available:g}: "
