@@ -24,6 +24,7 @@ from vz_ray.config.quickstart import QuickstartConfig
 from vz_ray.config.run import GrpoRunConfig
 from vz_ray.config.serve import ServeConfig
 from vz_ray.config.sft import SftRunConfig
+from vz_ray.config.site import SiteConfig
 
 COMMANDS = (
     GrpoRunConfig,
@@ -35,6 +36,7 @@ COMMANDS = (
     ExemplarRunConfig,
     ReflectionRunConfig,
     ServeConfig,
+    SiteConfig,
 )
 """Configs of the commands."""
 
