@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 
 from vz_ray.utils.errors import UserError
@@ -10,11 +12,21 @@ CONNECT_TIMEOUT_S = 10.0
 """Timeout of a TCP connection to an existing cluster."""
 
 
+_PORTS = range(20_000, 32_768)
+"""Above the ports of Ray's workers and below those of outgoing connections, which would take a free port before it is
+used."""
+_MAX_ATTEMPTS = 100
+
+
 def find_free_port(host: str = "") -> int:
     """Return a port of `host` that is currently free; default: of all IPv4 addresses."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Any port is better than none.
+    for port in (*random.SystemRandom().sample(_PORTS, _MAX_ATTEMPTS), 0):
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return int(probe.getsockname()[1])
+    raise UserError(f"no TCP port of {host or 'this machine'} is free; end processes that listen, see `ss -ltn`")
 
 
 def check_ray_connection(address: str, fix: str) -> None:
