@@ -40,7 +40,8 @@ def living_storages() -> dict[int, torch.UntypedStorage]:
 
 def held_bytes(trainer: Trainer, others: dict[int, torch.UntypedStorage]) -> int:
     """Return the bytes of living tensors outside `others` and outside the trainer's host memory."""
-    blocks = {block.untyped_storage()._cdata for block in trainer._offloader._arena._blocks}
+    in_host_memory = (*trainer._offloader._arena._blocks, *trainer._snapshot._buffers.values())
+    blocks = {block.untyped_storage()._cdata for block in in_host_memory}
     return sum(s.nbytes() for key, s in living_storages().items() if key not in others and key not in blocks)
 
 
