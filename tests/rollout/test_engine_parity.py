@@ -303,13 +303,20 @@ async def test_publishes_do_not_grow_the_memory(side: EngineUnderTest) -> None:
             return total - free
         return sum(process.memory_full_info().uss for process in psutil.Process().children(recursive=True))
 
-    for index in range(3 + count):
-        if index == 3:  # buffers exist
-            before = used_bytes()
-        side.version += 1
-        await side.publisher.publish(side.version, side.transport, [side.engine])
-    weight_bytes = sum(parameter.nbytes for parameter in side.reference.model.parameters())
-    assert used_bytes() - before < count / 2 * weight_bytes
+    async def growth(publishes: int) -> int:
+        before = used_bytes()
+        for _ in range(publishes):
+            side.version += 1
+            await side.publisher.publish(side.version, side.transport, [side.engine])
+        return used_bytes() - before
+
+    await growth(3)  # buffers exist afterwards
+    limit = count / 2 * sum(parameter.nbytes for parameter in side.reference.model.parameters())
+    grown: list[int] = []
+    # A leak grows in every round; the allocators of a busy machine can grow in one.
+    while len(grown) < 3 and (not grown or grown[-1] >= limit):
+        grown.append(await growth(count))
+    assert grown[-1] < limit, f"bytes by round of {count} publishes: {grown}"
 
 
 async def test_gpu_uses_the_second_model_runner(side: EngineUnderTest) -> None:
