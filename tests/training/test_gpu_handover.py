@@ -31,6 +31,7 @@ from vz_ray.training import loop
 from vz_ray.training.gpu_handover import GpuHandover
 from vz_ray.training.state import TrainingState, list_checkpoints
 from vz_ray.utils.interrupt import Interrupt, StepStopped, StopRequested
+from vz_ray.utils.timeouts import StepTimeout
 
 TASK = Task("t", "v.mp4", "?", "A")
 NUM_GPUS = ["learner.world_size=2", "rollout.num_workers=2"]
@@ -51,6 +52,7 @@ class FakeLearner:
         self._scheduler = scheduler
         self.calls: list[tuple[str, set[WorkerState]]] = []
         self.stop_in_step, self.drops_step = 0, False
+        self.stop_error: Exception | None = None
         self._stopped = asyncio.Event()
 
     def _record(self, call: str) -> None:
@@ -71,6 +73,8 @@ class FakeLearner:
     async def request_stop(self) -> None:
         self._record("request_stop")
         self._stopped.set()
+        if self.stop_error is not None:
+            raise self.stop_error
 
     async def run_with_health_check(self, work: Any) -> Any:
         return await work
@@ -151,6 +155,17 @@ async def test_stop_during_learning_saves_the_last_completed_step(
     assert [path.name for path in list_checkpoints(run.dir)] == [f"step-{saved:06d}"]
     assert {worker.version for worker in factory.workers} == {2}
     assert len(read_metrics(run.dir.metrics)) == saved
+
+
+async def test_step_that_cannot_be_dropped_is_completed_and_saved(
+    tmp_path: Path, start_scheduler: StartScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, await start_scheduler(WorkerFactory()), monkeypatch)
+    run.learner.stop_in_step = 1
+    run.learner.stop_error = StepTimeout("the node of learner-rank-0", "a request to stop", 30.0)
+    with Interrupt() as interrupt, pytest.raises(StopRequested, match=r"saved the run after 1 step$"):
+        await run.train(interrupt)
+    assert [path.name for path in list_checkpoints(run.dir)] == ["step-000001"]
 
 
 async def test_stop_in_the_first_step_saves_nothing(

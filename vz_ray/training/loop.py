@@ -16,6 +16,7 @@ train on it. With k > 0, rollout continues during the learner step, and a token 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -56,6 +57,8 @@ from vz_ray.training.step_metrics import (
 )
 from vz_ray.utils.interrupt import Interrupt, StepStopped, StopRequested, describe_saved
 from vz_ray.weight_sync import PublishReport
+
+log = logging.getLogger(__name__)
 
 PROGRESS_METRICS = (
     metric_names.REWARD_TOTAL,
@@ -236,7 +239,10 @@ async def learner_step(
         try:
             await asyncio.wait({step, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not step.done():
-                await runtime.learner.request_stop()
+                try:
+                    await runtime.learner.request_stop()
+                except Exception as error:  # of the rank's node; the step then ends normally, or with its own error
+                    log.warning("The learner step cannot be dropped and is completed: %s", error)
             return await step
         except StepStopped:
             interrupt.raise_if_requested()

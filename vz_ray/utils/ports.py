@@ -12,9 +12,9 @@ CONNECT_TIMEOUT_S = 10.0
 """Timeout of a TCP connection to an existing cluster."""
 
 
-_PORTS = range(20_000, 32_768)
-"""Above the ports of Ray's workers and below those of outgoing connections, which would take a free port before it is
-used."""
+_PORTS = range(20_000, 30_000)
+"""Above the ports of Ray's workers, and below those of Kubernetes services and outgoing connections, which would take a
+free port before it is used."""
 _MAX_ATTEMPTS = 100
 
 
