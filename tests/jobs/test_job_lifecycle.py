@@ -181,6 +181,9 @@ def test_killed_driver_names_the_signal_and_the_cause() -> None:
     assert submit.describe_outcome(job) == (
         "was killed by SIGKILL, probably because its node ran out of memory, after 1 min 00 s"
     )
+    assert (
+        submit.describe_outcome(JobInfo("long", "long", "FAILED", "exec a", exit_code=-40)) == "was killed by signal 40"
+    )
 
 
 class StoppableClient:

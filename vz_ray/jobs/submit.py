@@ -214,7 +214,8 @@ def describe_outcome(job: JobInfo) -> str:
         return f"failed{duration}: {(job.message.strip() or 'no reason given').splitlines()[0]}"
     failure = f"exited with {job.exit_code}"
     if (job.exit_code or 0) < 0:
-        failure = f"was killed by {signal.Signals(-(job.exit_code or 0)).name}"
+        number = -(job.exit_code or 0)
+        failure = f"was killed by {next((item.name for item in signal.Signals if item == number), f'signal {number}')}"
         if job.exit_code == -signal.SIGKILL:
             failure += ", probably because its node ran out of memory,"
     outcomes = {"SUCCEEDED": "succeeded", "STOPPED": "stopped", "FAILED": failure}
